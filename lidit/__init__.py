@@ -1,0 +1,1 @@
+"""lidit: LLM-infused diffusion transformers, one code path at two scales."""

@@ -1,0 +1,1 @@
+"""Reading shards: order and resume, decoding, batches."""

@@ -1,0 +1,1 @@
+"""The networks: frozen prompt readers, refiners, and the diffusion transformer."""
