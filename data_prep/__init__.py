@@ -1,0 +1,1 @@
+"""From raw collections to shards and caches, in the order they are run: sources, shard, precompute."""

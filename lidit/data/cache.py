@@ -1,0 +1,175 @@
+"""Latents and LLM features on disk, made by `data_prep/precompute.py` and read batch by batch.
+
+A cache folder holds `identity.json` (which shards, VAE, LLMs and dtype it was made with), one safetensors per shard and
+`empty.safetensors`. In a shard's file, for samples in the order of its index:
+
+    latent/HxW                     (m c h w)   the m samples of that image height and width
+    llmI/KIND/tokens               (sum of l, e)   features at their true length, of captions KIND (caption, dense)
+    llmI/KIND/offsets              (n + 1)   where each sample's tokens start
+    llmI/KIND/start                (n)   prompt_start of each sample
+
+`empty.safetensors` holds `llmI/tokens` (l e) and `llmI/start` () of the empty caption. A cache that was made with another
+model, layer, template, length, dtype or set of shards is refused with the reason, never used.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lidit.data.index import ShardIndex
+
+IDENTITY = "identity.json"
+KINDS = ("caption", "dense")
+
+Features = tuple[Tensor, Tensor, Tensor]  # tokens (b l e), mask (b l), prompt_start (b)
+
+
+class Cache:
+    """What was computed once for the samples of an index.
+
+    Args:
+        folder: written by `data_prep.precompute`.
+        index: the samples it must have been made for.
+
+    Raises:
+        FileNotFoundError: the folder or one of its shards is missing.
+        ValueError: it was made for other shards, or a file cannot be read.
+    """
+
+    def __init__(self, folder: str, index: ShardIndex) -> None:
+        self.folder, self._index = Path(folder), index
+        if not (self.folder / IDENTITY).is_file():
+            raise FileNotFoundError(f"{folder} is no cache (it has no {IDENTITY}); {self._remake(index)}")
+        self.identity = json.loads((self.folder / IDENTITY).read_text())
+        self._check({"shards": index.digest()}, "shards")
+        self.llms = list(range(len(self.identity["llms"])))  # which of its LLMs are read, in this order
+        self._shards: dict[int, dict[str, Tensor]] = {}
+        for shard in range(len(index.paths)):
+            if not (path := shard_file(self.folder, shard)).is_file():
+                raise FileNotFoundError(f"cached shard {path} is missing; {self._remake(index)} (finished shards are kept)")
+        self._row = _rows_within_shape(index)
+
+    def expect(self, vae: dict | None, llms: list[dict] | None) -> None:
+        """Refuse a cache made by other models; of a cache that holds more LLMs than are asked for, read those.
+
+        Args:
+            vae: identity of the VAE that is used now; None: not checked.
+            llms: identities of the LLMs that are used now, in their order; None: not checked.
+
+        Raises:
+            ValueError: naming the fields that differ and the command that makes the cache again.
+        """
+        if vae is not None and self.has_latents:
+            self._check({"vae": vae}, "vae")
+        if llms is None or not self.identity["llms"]:
+            return
+        self.llms = [self._find(i, llm) for i, llm in enumerate(llms)]
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether it holds latents."""
+        return self.identity["vae"] is not None
+
+    def latents(self, samples: np.ndarray) -> Float[Tensor, "b c h w"]:
+        """Latents of samples of one image shape, float32."""
+        height, width = (int(self._index.column(side)[samples[0]]) for side in ("height", "width"))
+        name = f"latent/{height}x{width}"
+        return torch.stack([self._shard(self._index.place(s)[0])[name][self._row[s]] for s in samples]).float()
+
+    def features(self, samples: np.ndarray, dense: bool, blank: np.ndarray) -> list[Features] | None:
+        """Per LLM, features of the samples' captions, padded on the right; those of the empty caption where `blank`."""
+        if not self.identity["llms"]:
+            return None
+        empty = self._file(self.folder / "empty.safetensors", -1)
+        found = []
+        for llm in self.llms:
+            rows = [
+                (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"])) if b else self._tokens(s, f"llm{llm}/{KINDS[dense]}")
+                for s, b in zip(samples, blank, strict=True)
+            ]
+            lengths = torch.tensor([len(tokens) for tokens, _ in rows])
+            mask = torch.arange(int(lengths.max())) < lengths[:, None]
+            tokens = pad_sequence([tokens for tokens, _ in rows], batch_first=True)
+            found.append((tokens, mask, torch.tensor([start for _, start in rows])))
+        return found
+
+    def _tokens(self, sample: int, name: str) -> tuple[Tensor, int]:
+        shard, row = self._index.place(sample)
+        tensors = self._shard(shard)
+        if f"{name}/tokens" not in tensors:
+            raise ValueError(f"cache {self.folder} holds no features of {name.split('/')[1]} captions; {self._remake()}")
+        first, last = tensors[f"{name}/offsets"][row : row + 2].tolist()
+        return tensors[f"{name}/tokens"][first:last], int(tensors[f"{name}/start"][row])
+
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        return self._file(shard_file(self.folder, shard), shard)
+
+    def _file(self, path: Path, slot: int) -> dict[str, Tensor]:
+        """A file's tensors; safetensors maps the file, so only what is read takes memory."""
+        if slot not in self._shards:
+            try:
+                self._shards[slot] = load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"cached shard {path} cannot be read ({error}); delete it, then {self._remake()}") from error
+        return self._shards[slot]
+
+    def _find(self, position: int, llm: dict) -> int:
+        """Which of the cache's LLMs is the one in use."""
+        held = self.identity["llms"]
+        if llm in held:
+            return held.index(llm)
+        closest = min(held, key=lambda other: len(differences(other, llm)))
+        raise self._stale(f"llms.{position}", differences(closest, llm))
+
+    def _check(self, asked: dict, what: str) -> None:
+        if differ := differences(self.identity, asked):
+            raise self._stale(what, differ)
+
+    def _stale(self, what: str, differ: list[str]) -> ValueError:
+        reason = "; ".join(differ)
+        return ValueError(f"cache {self.folder} is stale ({what}): {reason}. Delete it, then {self._remake()}")
+
+    def _remake(self, index: ShardIndex | None = None) -> str:
+        return f"run: python -m data_prep.precompute --shards {(index or self._index).source} --out {self.folder}"
+
+    def __getstate__(self) -> dict:
+        """Mapped files stay behind when a worker process gets a copy."""
+        return self.__dict__ | {"_shards": {}}
+
+
+def differences(there: dict, asked: dict) -> list[str]:
+    """Fields of `asked` that differ from `there`, as text, nested ones by their path."""
+    found = []
+    for name, value in asked.items():
+        other = there.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            keys = value.keys() | other.keys()
+            found += [f"{name}.{d}" for d in differences(other, {k: value.get(k) for k in sorted(keys)})]
+        elif other != value:
+            found.append(f"{name} is {other!r} in the cache and {value!r} now")
+    return found
+
+
+def shard_file(folder: Path, shard: int) -> Path:
+    """Where the cache of a shard lies: by its position in the list, since two folders may use the same names."""
+    return folder / f"{shard:05d}.safetensors"
+
+
+def _rows_within_shape(index: ShardIndex) -> np.ndarray:
+    """Each sample's row in its shard's latents of its shape."""
+    group = np.stack([index.column("height"), index.column("width"), index.shard], axis=1)
+    _, inverse = np.unique(group, axis=0, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    sizes = np.bincount(inverse)
+    rows = np.empty(len(index), np.int64)
+    rows[order] = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rows

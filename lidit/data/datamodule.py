@@ -1,0 +1,202 @@
+"""Shards to batches under Lightning: equal shapes, every rank its slice, resumable to the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lidit.data.cache import Cache, Features
+from lidit.data.index import ShardIndex
+from lidit.data.stream import FinitePlans, Plan, Plans, StreamOrder
+from lidit.data.transforms import caption, to_tensor
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch; all images have one shape."""
+
+    key: list[str]
+    prompt: list[str]
+    image: Tensor | None = None  # float32 (b 3 H W) in [-1, 1]; None where latents are cached
+    latent: Tensor | None = None  # float32 (b c h w)
+    features: list[Features] | None = None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: computed online
+
+
+class Samples(Dataset):
+    """Plans to batches: reads captions, and images only where no latents are cached."""
+
+    def __init__(self, index: ShardIndex, cache: Cache | None = None) -> None:
+        self.index, self.cache = index, cache
+
+    def __getitem__(self, plan: Plan) -> Batch:
+        """The batch of a plan."""
+        index, cache = self.index, self.cache
+        prompts = [caption(index.text(s), plan.dense, b) for s, b in zip(plan.samples, plan.blank, strict=True)]
+        batch = Batch([index.key(s) for s in plan.samples], prompts)
+        if cache is not None:
+            batch.features = cache.features(plan.samples, plan.dense, plan.blank)
+        if cache is not None and cache.has_latents:
+            batch.latent = cache.latents(plan.samples)
+        else:
+            batch.image = to_tensor([index.image(s) for s in plan.samples])
+        return batch
+
+
+class ShardData(LightningDataModule):
+    """Training and validation batches from tar shards written by `data_prep.shard`.
+
+    Training is one endless epoch for Lightning: set `trainer.max_steps` and give intervals in steps.
+
+    Args:
+        train: folder of tars, a tar, a pattern like `shards/{00000..00009}.tar`, or a list of these.
+        val: the same for validation, shown in a fixed order; none: no validation.
+        batch_size: samples in a global batch, over all ranks.
+        num_workers: processes per rank that read ahead; 0 reads in the training process.
+        seed: of order, kinds of caption and dropped captions.
+        dense_probability: share of synthetic captions, 0 to 1; the others are the original ones.
+        caption_dropout: share of captions replaced by the empty one in training (classifier-free guidance), 0 to 1.
+        cache: folder of `data_prep.precompute` for the training shards: latents, LLM features or both.
+        val_cache: the same for the validation shards.
+        allow_commands: run the commands of `pipe:` entries; only for lists you trust.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str | list[str] | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+        dense_probability: float = 0.5,
+        caption_dropout: float = 0.1,
+        cache: str | None = None,
+        val_cache: str | None = None,
+        allow_commands: bool = False,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.cache, self.val_cache = train, val, cache, val_cache
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
+        self.allow_commands = allow_commands
+        self.train_samples: Samples | None = None
+        self.val_samples: Samples | None = None
+        self._resumed: dict | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the indices and open the caches.
+
+        Raises:
+            FileNotFoundError: a shard or a cache is missing.
+            ValueError: a shard cannot be read, or a cache was made for other shards.
+        """
+        if self.train_samples is None and stage in (None, "fit"):
+            self.train_samples = self._open(self.train, self.cache)
+        if self.val_samples is None and self.val is not None:
+            self.val_samples = self._open(self.val, self.val_cache)
+
+    def expect(self, vae: dict | None = None, llms: list[dict] | None = None) -> None:
+        """Refuse caches that other models made; call it once both modules are set up.
+
+        Args:
+            vae: `FrozenVAE.identity` of the VAE in use; None: not checked.
+            llms: `FrozenLLM.identity` of each LLM in use, in order; None: not checked.
+
+        Raises:
+            ValueError: naming the fields that differ and the command that makes the cache again.
+        """
+        for samples in (self.train_samples, self.val_samples):
+            if samples is not None and samples.cache is not None:
+                samples.cache.expect(vae, llms)
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless batches from where the checkpoint stood.
+
+        Raises:
+            ValueError: the checkpoint's order is another one, the ranks do not divide the batch, or too few samples.
+        """
+        order = StreamOrder(
+            self.train_samples.index, self.batch_size, self.seed, self.dense_probability, self.caption_dropout
+        )
+        start = self._start()
+        _report(order, self.train_samples.index, start)
+        return self._loader(self.train_samples, Plans(order, *self._rank(), start=start))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """One pass over the validation shards in a fixed order, no caption dropped."""
+        if self.val_samples is None:
+            return []
+        order = StreamOrder(
+            self.val_samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True
+        )
+        return self._loader(self.val_samples, FinitePlans(order, *self._rank()))
+
+    def state_dict(self) -> dict:
+        """The position, in global batches, and the settings that give it a meaning."""
+        return {"batches": self._position(), "order": self._order_settings()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Keep a checkpoint's position for the next training loader."""
+        self._resumed = state_dict
+
+    def _position(self) -> int:
+        """Batches trained on so far.
+
+        Counted by the trainer: a loader that counts what it yielded is one batch ahead, since Lightning prefetches. Of the
+        trainer's counters `processed` leaves out a batch that an exception interrupted, so it is shown again.
+        """
+        if self.trainer is None:
+            return self._resumed["batches"] if self._resumed else 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _order_settings(self) -> dict:
+        settings = {"batch_size": self.batch_size, "seed": self.seed, "dense_probability": self.dense_probability}
+        return settings | ({"shards": self.train_samples.index.digest()} if self.train_samples else {})
+
+    def _start(self) -> int:
+        if self._resumed is None:
+            return 0
+        now, then = self._order_settings(), self._resumed["order"]
+        if differ := [f"{k} was {then.get(k)!r} and is {v!r}" for k, v in now.items() if then.get(k) != v]:
+            raise ValueError(
+                f"the checkpoint stands in another order of the data ({'; '.join(differ)}); resume with the old settings, "
+                "or start a new run from its weights"
+            )
+        return self._resumed["batches"]
+
+    def _rank(self) -> tuple[int, int]:
+        """This process's number and how many share a global batch (those of a tensor-parallel group read the same)."""
+        if self.trainer is None or self.trainer.distributed_sampler_kwargs is None:
+            return 0, 1
+        kwargs = self.trainer.distributed_sampler_kwargs
+        if kwargs["num_replicas"] > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError("ShardData gives each rank its share itself; set trainer.use_distributed_sampler to false")
+        return kwargs["rank"], kwargs["num_replicas"]
+
+    def _open(self, shards: str | list[str], cache: str | None) -> Samples:
+        index = ShardIndex(shards, self.allow_commands)
+        return Samples(index, Cache(cache, index) if cache else None)
+
+    def _loader(self, samples: Samples, plans: Plans) -> DataLoader:
+        workers = {"persistent_workers": True} if self.num_workers else {}
+        return DataLoader(
+            samples, batch_size=None, sampler=plans, num_workers=self.num_workers, collate_fn=_as_it_is, **workers
+        )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _report(order: StreamOrder, index: ShardIndex, start: int) -> None:
+    """Say what an epoch is, since buckets make that hard to guess."""
+    sizes = ", ".join(f"{len(samples)} of {w}x{h}" for (h, w), samples in order.shapes.items())
+    rank_zero_info(
+        f"Training data: {len(index)} samples in {len(index.paths)} shards ({sizes}); an epoch is {order.steps_per_epoch} "
+        f"batches of {order.batch_size} and leaves out {order.left_out} samples that fill no batch; starting at batch {start}."
+    )
+    for (height, width), samples in order.never_shown.items():
+        rank_zero_warn(f"The {samples} images of {width}x{height} are never shown: they do not fill one batch.")
