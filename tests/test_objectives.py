@@ -64,15 +64,16 @@ def test_the_loss_of_predicting_zero_is_the_mean_square_of_the_target():
     assert ddpm.mean().item() == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_loss_is_float32_for_half_precision_latents_and_predictions(objective):
+def test_the_loss_is_float32_whatever_the_latents_and_the_predictions_are(objective, dtype):
     seen = []
 
     def predict(x_t, t):
         seen.append((x_t.dtype, t.dtype))
-        return x_t.bfloat16()
+        return x_t.to(dtype)
 
-    loss, t = objective.loss(predict, latents().bfloat16(), generator())
+    loss, t = objective.loss(predict, latents().to(dtype), generator())
     assert seen == [(torch.float32, torch.float32)]
     assert loss.dtype == t.dtype == torch.float32
 
