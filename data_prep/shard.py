@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ import numpy as np
 from PIL import Image
 
 from data_prep import sources
-from lidit.data.index import COLUMNS, MANIFEST, index_path, read_index, scan
+from lidit.data.index import COLUMNS, MANIFEST, differences, index_path, read_index, scan
+
+SOURCES = {"scenes": sources.scenes}
 
 
 def shard(
@@ -57,12 +60,20 @@ def shard(
     pixels = [parse_size(size) for size in sizes]
     folder = Path(out)
     tars = [f"{i:05d}.tar" for i in range(-(-count // shard_size))]
-    made = {"source": source, "count": count, "seed": seed, "sizes": list(sizes), "shard_size": shard_size, "held": held}
-    claim(folder, MANIFEST, made | {"tars": tars}, "write to another folder or delete this one")
+    made = {
+        "source": source,
+        "count": count,
+        "seed": seed,
+        "sizes": list(sizes),
+        "shard_size": shard_size,
+        "held": held,
+    }
+    claim(folder, MANIFEST, made, {"tars": tars}, "write to another folder or delete this one")
     missing = [i for i, name in enumerate(tars) if not _finished(folder / name)]
     print(f"{folder}: {len(tars) - len(missing)} of {len(tars)} shards are there already", flush=True)
     jobs = [
-        (folder / tars[i], source, i * shard_size, min(count, (i + 1) * shard_size), seed, pixels, held) for i in missing
+        (folder / tars[i], source, i * shard_size, min(count, (i + 1) * shard_size), seed, pixels, held)
+        for i in missing
     ]
     for done, (path, seconds) in enumerate(_run(jobs, workers), start=1):
         left = seconds / done * (len(jobs) - done)
@@ -81,24 +92,22 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def claim(folder: Path, name: str, made: dict, fix: str) -> None:
-    """Start or continue a folder: `name` in it says how it is made.
+def claim(folder: Path, name: str, made: dict, more: dict, fix: str) -> None:
+    """Start or continue a folder: its file `name` says how it was made, and whatever `more` follows from that.
 
     Raises:
         ValueError: the folder was made otherwise or holds files that are not ours.
     """
-    manifest = folder / name
+    manifest, made = folder / name, json.loads(json.dumps(made))
     if manifest.is_file():
-        there = json.loads(manifest.read_text())
-        differ = [f"{k} ({there.get(k)!r} there, {v!r} asked)" for k, v in made.items() if there.get(k) != v]
-        if differ:
+        if differ := differences(json.loads(manifest.read_text()), made):
             raise ValueError(f"{folder} holds other data: {'; '.join(differ)}; {fix}")
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and was not begun by this command; {fix}")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.partial"
-    partial.write_text(json.dumps(made, indent=1))
+    partial.write_text(json.dumps(made | more, indent=1))
     os.replace(partial, manifest)
 
 
@@ -121,7 +130,9 @@ def write_tar(path: Path, records: Iterator[sources.Record]) -> None:
         partial_index.unlink(missing_ok=True)
 
 
-def _write(path: Path, source: str, start: int, stop: int, seed: int, pixels: list[tuple[int, int]], held: bool) -> Path:
+def _write(
+    path: Path, source: str, start: int, stop: int, seed: int, pixels: list[tuple[int, int]], held: bool
+) -> Path:
     write_tar(path, _records(source, start, stop, seed, pixels, held))
     return path
 
@@ -131,7 +142,7 @@ def _records(
 ) -> Iterator[sources.Record]:
     for i in range(start, stop):
         width, height = pixels[i % len(pixels)]
-        yield from getattr(sources, source)(1, seed, width, height, held, start=i)
+        yield from SOURCES[source](1, seed, width, height, held, start=i)
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[Path, float]]:
@@ -176,4 +187,7 @@ def _png(image: np.ndarray) -> bytes:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(shard, as_positional=False)
+    try:
+        auto_cli(shard, as_positional=False)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

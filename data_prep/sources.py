@@ -36,7 +36,7 @@ def scenes(
         start: the first record's number.
     """
     for i in range(start, start + count):
-        # A corpus seed of its own for each record: the corpus can only be drawn from its beginning. The shift keeps these
-        # seeds apart from the small ones that others give to the corpus.
+        # A corpus seed of its own for each record, since a corpus can only be drawn from its beginning. The shift keeps
+        # these seeds apart from the small ones that others give to the corpus.
         (example,) = examples(((seed + 1) << 32) + i, 1, width, height, held)
         yield Record(f"{i:08d}", example.image, example.short.text, example.dense.text)

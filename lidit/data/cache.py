@@ -8,8 +8,8 @@ A cache folder holds `identity.json` (which shards, VAE, LLMs and dtype it was m
     llmI/KIND/offsets              (n + 1)   where each sample's tokens start
     llmI/KIND/start                (n)   prompt_start of each sample
 
-`empty.safetensors` holds `llmI/tokens` (l e) and `llmI/start` () of the empty caption. A cache that was made with another
-model, layer, template, length, dtype or set of shards is refused with the reason, never used.
+`empty.safetensors` holds `llmI/tokens` (l e) and `llmI/start` () of the empty caption. A cache that was made with
+another model, layer, template, length, dtype or set of shards is refused with the reason, never used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lidit.data.index import ShardIndex
+from lidit.data.index import ShardIndex, differences
 
 IDENTITY = "identity.json"
 KINDS = ("caption", "dense")
@@ -50,12 +50,14 @@ class Cache:
         if not (self.folder / IDENTITY).is_file():
             raise FileNotFoundError(f"{folder} is no cache (it has no {IDENTITY}); {self._remake(index)}")
         self.identity = json.loads((self.folder / IDENTITY).read_text())
-        self._check({"shards": index.digest()}, "shards")
+        self._check({"shards": index.digest}, "shards")
         self.llms = list(range(len(self.identity["llms"])))  # which of its LLMs are read, in this order
         self._shards: dict[int, dict[str, Tensor]] = {}
         for shard in range(len(index.paths)):
             if not (path := shard_file(self.folder, shard)).is_file():
-                raise FileNotFoundError(f"cached shard {path} is missing; {self._remake(index)} (finished shards are kept)")
+                raise FileNotFoundError(
+                    f"cached shard {path} is missing; {self._remake(index)} (finished shards are kept)"
+                )
         self._row = _rows_within_shape(index)
 
     def expect(self, vae: dict | None, llms: list[dict] | None) -> None:
@@ -69,10 +71,10 @@ class Cache:
             ValueError: naming the fields that differ and the command that makes the cache again.
         """
         if vae is not None and self.has_latents:
-            self._check({"vae": vae}, "vae")
+            self._check({"vae": _as_stored(vae)}, "vae")
         if llms is None or not self.identity["llms"]:
             return
-        self.llms = [self._find(i, llm) for i, llm in enumerate(llms)]
+        self.llms = [self._find(i, _as_stored(llm)) for i, llm in enumerate(llms)]
 
     @property
     def has_latents(self) -> bool:
@@ -93,7 +95,9 @@ class Cache:
         found = []
         for llm in self.llms:
             rows = [
-                (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"])) if b else self._tokens(s, f"llm{llm}/{KINDS[dense]}")
+                (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"]))
+                if b
+                else self._tokens(s, f"llm{llm}/{KINDS[dense]}")
                 for s, b in zip(samples, blank, strict=True)
             ]
             lengths = torch.tensor([len(tokens) for tokens, _ in rows])
@@ -106,7 +110,9 @@ class Cache:
         shard, row = self._index.place(sample)
         tensors = self._shard(shard)
         if f"{name}/tokens" not in tensors:
-            raise ValueError(f"cache {self.folder} holds no features of {name.split('/')[1]} captions; {self._remake()}")
+            raise ValueError(
+                f"cache {self.folder} holds no features of {name.split('/')[1]} captions; {self._remake()}"
+            )
         first, last = tensors[f"{name}/offsets"][row : row + 2].tolist()
         return tensors[f"{name}/tokens"][first:last], int(tensors[f"{name}/start"][row])
 
@@ -119,7 +125,9 @@ class Cache:
             try:
                 self._shards[slot] = load_file(path)
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"cached shard {path} cannot be read ({error}); delete it, then {self._remake()}") from error
+                raise ValueError(
+                    f"cached shard {path} cannot be read ({error}); delete it, then {self._remake()}"
+                ) from error
         return self._shards[slot]
 
     def _find(self, position: int, llm: dict) -> int:
@@ -146,17 +154,9 @@ class Cache:
         return self.__dict__ | {"_shards": {}}
 
 
-def differences(there: dict, asked: dict) -> list[str]:
-    """Fields of `asked` that differ from `there`, as text, nested ones by their path."""
-    found = []
-    for name, value in asked.items():
-        other = there.get(name)
-        if isinstance(value, dict) and isinstance(other, dict):
-            keys = value.keys() | other.keys()
-            found += [f"{name}.{d}" for d in differences(other, {k: value.get(k) for k in sorted(keys)})]
-        elif other != value:
-            found.append(f"{name} is {other!r} in the cache and {value!r} now")
-    return found
+def _as_stored(identity: dict) -> dict:
+    """An identity as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(identity))
 
 
 def shard_file(folder: Path, shard: int) -> Path:

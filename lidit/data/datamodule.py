@@ -23,7 +23,9 @@ class Batch:
     prompt: list[str]
     image: Tensor | None = None  # float32 (b 3 H W) in [-1, 1]; None where latents are cached
     latent: Tensor | None = None  # float32 (b c h w)
-    features: list[Features] | None = None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: computed online
+    features: list[Features] | None = (
+        None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: computed online
+    )
 
 
 class Samples(Dataset):
@@ -129,9 +131,7 @@ class ShardData(LightningDataModule):
         """One pass over the validation shards in a fixed order, no caption dropped."""
         if self.val_samples is None:
             return []
-        order = StreamOrder(
-            self.val_samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True
-        )
+        order = StreamOrder(self.val_samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True)
         return self._loader(self.val_samples, FinitePlans(order, *self._rank()))
 
     def state_dict(self) -> dict:
@@ -145,8 +145,8 @@ class ShardData(LightningDataModule):
     def _position(self) -> int:
         """Batches trained on so far.
 
-        Counted by the trainer: a loader that counts what it yielded is one batch ahead, since Lightning prefetches. Of the
-        trainer's counters `processed` leaves out a batch that an exception interrupted, so it is shown again.
+        Counted by the trainer: a loader that counts what it yielded is one batch ahead, since Lightning prefetches. Of
+        the trainer's counters `processed` leaves out a batch that an exception interrupted, so it is shown again.
         """
         if self.trainer is None:
             return self._resumed["batches"] if self._resumed else 0
@@ -154,7 +154,7 @@ class ShardData(LightningDataModule):
 
     def _order_settings(self) -> dict:
         settings = {"batch_size": self.batch_size, "seed": self.seed, "dense_probability": self.dense_probability}
-        return settings | ({"shards": self.train_samples.index.digest()} if self.train_samples else {})
+        return settings | ({"shards": self.train_samples.index.digest} if self.train_samples else {})
 
     def _start(self) -> int:
         if self._resumed is None:
@@ -162,8 +162,8 @@ class ShardData(LightningDataModule):
         now, then = self._order_settings(), self._resumed["order"]
         if differ := [f"{k} was {then.get(k)!r} and is {v!r}" for k, v in now.items() if then.get(k) != v]:
             raise ValueError(
-                f"the checkpoint stands in another order of the data ({'; '.join(differ)}); resume with the old settings, "
-                "or start a new run from its weights"
+                f"the checkpoint stands in another order of the data ({'; '.join(differ)}); "
+                "resume with the old settings, or start a new run from its weights"
             )
         return self._resumed["batches"]
 
@@ -195,8 +195,9 @@ def _report(order: StreamOrder, index: ShardIndex, start: int) -> None:
     """Say what an epoch is, since buckets make that hard to guess."""
     sizes = ", ".join(f"{len(samples)} of {w}x{h}" for (h, w), samples in order.shapes.items())
     rank_zero_info(
-        f"Training data: {len(index)} samples in {len(index.paths)} shards ({sizes}); an epoch is {order.steps_per_epoch} "
-        f"batches of {order.batch_size} and leaves out {order.left_out} samples that fill no batch; starting at batch {start}."
+        f"Training data: {len(index)} samples in {len(index.paths)} shards ({sizes}); an epoch is "
+        f"{order.steps_per_epoch} batches of {order.batch_size} and leaves out {order.left_out} samples that fill no "
+        f"batch; starting at batch {start}."
     )
     for (height, width), samples in order.never_shown.items():
         rank_zero_warn(f"The {samples} images of {width}x{height} are never shown: they do not fill one batch.")

@@ -3,7 +3,7 @@
 A shard is an uncompressed WebDataset tar of `KEY.png` (or jpg, jpeg, webp) and `KEY.json` with
 `{"caption", "dense", "width", "height"}`; `dense`, the synthetic caption, may be missing. Beside `00000.tar` may lie
 `00000.index.npz` with the columns of `COLUMNS`; without it the tar's headers are scanned. Fields are decoded one by one
-(numpy without pickle, JSON, image bytes): opening a stranger's shard runs no code of theirs. Nothing here imports torch.
+(numpy without pickle, JSON, image bytes): opening a stranger's shard runs no code of theirs. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,7 @@ class ShardIndex:
         except ValueError as error:
             raise ValueError(f"{self._name(sample)}: the JSON cannot be read ({error}); {FIX}") from error
 
+    @cached_property
     def digest(self) -> str:
         """A hash of the shards' names, keys and sizes, for caches made from them; their folder may move."""
         digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode())
@@ -232,6 +234,19 @@ def _check_end(tar: Path) -> None:
             raise ValueError(f"shard {tar} is truncated or not an uncompressed tar; {FIX}")
 
 
+def differences(there: dict, asked: dict) -> list[str]:
+    """Fields of `asked` that differ from `there`, as text, nested ones by their path."""
+    found = []
+    for name, value in asked.items():
+        other = there.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            keys = value.keys() | other.keys()
+            found += [f"{name}.{d}" for d in differences(other, {k: value.get(k) for k in sorted(keys)})]
+        elif other != value:
+            found.append(f"{name} is {other!r} there and {value!r} here")
+    return found
+
+
 def index_path(tar: Path) -> Path:
     """Where a shard's index lies."""
     return tar.with_suffix(".index.npz")
@@ -255,7 +270,7 @@ def _is_command(name: str) -> bool:
 def _fetch(command: str, target: Path) -> Path:
     """Run a command the user allowed and keep the tar it prints."""
     with target.open("wb") as file:
-        code = subprocess.run(command, shell=True, stdout=file, check=False).returncode  # noqa: S602
+        code = subprocess.run(command, shell=True, stdout=file, check=False).returncode
     if code:
         raise ValueError(f"the command {command!r} of a pipe: shard ended with exit code {code}")
     return target

@@ -1,8 +1,8 @@
 """The order in which training reads the samples, and how it resumes.
 
-A WebDataset stream cannot say where it is, and exact resume is what users of the peers ask for most. Here the order is a
-function of (seed, epoch, position) over an index of the tars: a run's position is one integer, any number of ranks and
-workers shows the same global batches, and stopping anywhere resumes exactly. Nothing here imports torch.
+A WebDataset stream cannot say where it is, and exact resume is what users of the peers ask for most. Here the order is
+a function of (seed, epoch, position) over an index of the tars: a run's position is one integer, any number of ranks
+and workers shows the same global batches, and stopping anywhere resumes exactly. Imports no torch.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Plan:
 class StreamOrder:
     """Which samples make up global batch 0, 1, 2, ...: each epoch shuffles anew and shows a sample at most once.
 
-    A bucket is (height, width, kind of caption), so a batch holds one image shape and captions of similar length. Of the
-    full batches of each shape a share of `dense_probability` (rounded up or down at random, right on average) takes the
-    dense captions; which samples those are is drawn anew each epoch. The number of batches an epoch is thereby constant
-    and batch 1,000,000 is found without going through those before it. What does not fill a batch is left out of that
-    epoch: fewer samples per shape than `batch_size`, others each time.
+    A bucket is (height, width, kind of caption), so a batch holds one image shape and captions of similar length. Of
+    the full batches of each shape a share of `dense_probability` (rounded up or down at random, right on average)
+    takes the dense captions; which samples those are is drawn anew each epoch. The number of batches an epoch is
+    thereby constant and batch 1,000,000 is found without going through those before it. What does not fill a batch is
+    left out of that epoch: fewer samples per shape than `batch_size`, others each time.
 
     Args:
         index: the samples.
@@ -127,7 +127,9 @@ class Plans:
         ValueError: the ranks do not divide the global batch.
     """
 
-    def __init__(self, order: StreamOrder, rank: int = 0, world: int = 1, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, order: StreamOrder, rank: int = 0, world: int = 1, start: int = 0, stop: int | None = None
+    ) -> None:
         if order.batch_size % world:
             raise ValueError(
                 f"batch_size is the global batch, {order.batch_size}, and {world} ranks do not divide it; "

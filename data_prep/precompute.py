@@ -1,0 +1,204 @@
+"""Computes what does not change during training, once: VAE latents and LLM features of every caption.
+
+Features are kept at their true length, without padding; `lidit/data/cache.py` documents the files. One shard is one
+unit of work, written under a temporary name and renamed: an interrupted run continues where it was.
+
+    python -m data_prep.precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llama]'
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from data_prep.shard import claim
+from lidit.data.cache import IDENTITY, KINDS, shard_file
+from lidit.data.index import ShardIndex
+from lidit.data.transforms import to_tensor
+from lidit.models.llm import FrozenLLM
+from lidit.models.vae import FrozenVAE
+
+PROBED = 64  # captions encoded to estimate how long the others are
+
+
+def precompute(
+    shards: str | list[str],
+    out: str,
+    vae: str | FrozenVAE | None = "bundled:vae",
+    llms: list[str | FrozenLLM] | None = None,
+    captions: tuple[Literal["caption", "dense"], ...] = KINDS,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    batch_size: int = 64,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> None:
+    """Write a cache for a set of shards; run again with the same arguments, it computes only what is missing.
+
+    Args:
+        shards: as for `ShardData`.
+        out: folder to write, new or begun with the same arguments.
+        vae: the VAE whose latents are kept: a name, or the class with its settings; none: no latents.
+        llms: the LLMs whose features are kept, in the order the model uses: names, or the class with its settings.
+        captions: which captions' features are kept.
+        dtype: of what is kept.
+        batch_size: images or captions computed at once.
+        device: where the models run.
+        threads: CPU threads; none: as torch decides.
+
+    Raises:
+        ValueError: nothing to compute, the folder holds another cache, or a sample cannot be read.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    index = ShardIndex(shards)
+    vae = FrozenVAE(vae) if isinstance(vae, str) else vae
+    models = [FrozenLLM(llm) if isinstance(llm, str) else llm for llm in llms or []]
+    if vae is None and not models:
+        raise ValueError("nothing to compute: give a vae, llms or both")
+    made = {
+        "shards": index.digest,
+        "dtype": dtype,
+        "vae": vae.identity if vae else None,
+        "llms": [llm.identity for llm in models],
+        "captions": list(captions) if models else [],
+    }
+    claim(Path(out), IDENTITY, made, {}, "this cache is stale: delete it and run again, or write to another folder")
+    _Run(index, Path(out), vae, models, made["captions"], getattr(torch, dtype), batch_size, device).all()
+
+
+class _Run:
+    """One call of `precompute`: what the steps share."""
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        out: Path,
+        vae: FrozenVAE | None,
+        llms: list[FrozenLLM],
+        captions: list[str],
+        dtype: torch.dtype,
+        batch_size: int,
+        device: str,
+    ) -> None:
+        self.index, self.out, self.vae, self.llms, self.captions = index, out, vae, llms, captions
+        self.dtype, self.batch_size, self.device = dtype, batch_size, device
+
+    @torch.inference_mode()
+    def all(self) -> None:
+        """Every shard that is not there yet, with a line for each."""
+        todo = [s for s in range(len(self.index.paths)) if not shard_file(self.out, s).is_file()]
+        empty = self.out / "empty.safetensors"
+        print(
+            f"{self.out}: {len(self.index.paths) - len(todo)} of {len(self.index.paths)} shards are there", flush=True
+        )
+        if not todo and empty.is_file():
+            return
+        for model in (self.vae, *self.llms):
+            if model is not None:
+                model.load(self.device)
+        print(f"{self.out}: {self.bytes() / 1e6:.1f} MB for all {len(self.index)} samples", flush=True)
+        _save(self.empty(), empty)
+        start = time.monotonic()
+        for done, shard in enumerate(todo, start=1):
+            _save(self.shard(shard), shard_file(self.out, shard))
+            left = (time.monotonic() - start) / done * (len(todo) - done)
+            print(f"{self.index.paths[shard]}: shard {done} of {len(todo)}, about {left:.0f} s left", flush=True)
+
+    def bytes(self) -> int:
+        """Size of the whole cache: latents exactly, features by the lengths of a few captions."""
+        values = 0
+        if self.vae is not None:
+            pixels = self.index.column("height").astype(np.int64) * self.index.column("width")
+            values += int(pixels.sum()) // self.vae.factor**2 * self.vae.channels
+        probed = np.linspace(0, len(self.index) - 1, min(PROBED, len(self.index))).astype(int)
+        for llm in self.llms:
+            for kind in self.captions:
+                _, mask, _ = llm(self.texts(probed, kind))
+                values += int(mask.sum() / len(probed) * len(self.index)) * llm.width
+        return values * self.dtype.itemsize
+
+    def empty(self) -> dict[str, torch.Tensor]:
+        """Features of the empty caption, which dropped captions use."""
+        tensors = {}
+        for i, llm in enumerate(self.llms):
+            ((tokens, start),) = self.features(llm, [""])
+            tensors |= {f"llm{i}/tokens": tokens, f"llm{i}/start": torch.tensor(start)}
+        return tensors
+
+    def shard(self, shard: int) -> dict[str, torch.Tensor]:
+        """All tensors of one shard."""
+        samples = np.arange(self.index.starts[shard], self.index.starts[shard + 1])
+        tensors = self.latents(samples) if self.vae is not None else {}
+        for kind in self.captions:
+            texts = self.texts(samples, kind)
+            for i, llm in enumerate(self.llms):
+                rows = self.features(llm, texts)
+                offsets = torch.tensor([0, *(len(tokens) for tokens, _ in rows)]).cumsum(0)
+                name = f"llm{i}/{kind}"
+                tensors[f"{name}/tokens"] = torch.cat([tokens for tokens, _ in rows])
+                tensors |= {f"{name}/offsets": offsets, f"{name}/start": torch.tensor([start for _, start in rows])}
+        return tensors
+
+    def latents(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
+        """Latents by image shape, samples of a shape in the order of the index."""
+        shapes = np.stack([self.index.column("height")[samples], self.index.column("width")[samples]], axis=1)
+        tensors = {}
+        for height, width in np.unique(shapes, axis=0).tolist():
+            same = samples[(shapes == (height, width)).all(axis=1)]
+            batches = [self.encode(same[i : i + self.batch_size]) for i in range(0, len(same), self.batch_size)]
+            tensors[f"latent/{height}x{width}"] = torch.cat(batches)
+        return tensors
+
+    def encode(self, samples: np.ndarray) -> torch.Tensor:
+        """Latents of samples of one shape."""
+        images = to_tensor([self.index.image(s) for s in samples])
+        return self.vae.encode(images.to(self.device)).to("cpu", self.dtype)
+
+    def features(self, llm: FrozenLLM, texts: list[str]) -> list[tuple[torch.Tensor, int]]:
+        """Each caption's tokens at true length (l e), and where its own begin; alike lengths are computed together."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        rows = [None] * len(texts)
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            tokens, mask, start = llm([texts[i] for i in batch])
+            padding = mask.long().argmax(1)  # padding before the first token, where the LLM pads on the left
+            for row, i in enumerate(batch):
+                rows[i] = (tokens[row][mask[row]].to("cpu", self.dtype), int(start[row] - padding[row]))
+        return rows
+
+    def texts(self, samples: np.ndarray, kind: str) -> list[str]:
+        """Captions of one kind, empty where a sample has none."""
+        return [self.index.text(s).get(kind) or "" for s in samples]
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    with _renamed(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """A temporary name for a file that takes its own name once it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(precompute, as_positional=False)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
