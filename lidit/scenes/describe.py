@@ -1,8 +1,8 @@
 """Captions of scenes from a grammar, each with the facts it states.
 
-The short forms are those of the paper's benchmarks (lists of adjective-noun segments, counts, relations); the dense form
-stands in for the CogVLM captions the paper mixes with the original ones. Attributes stand before and after the noun, so
-that a causal mask can lose them.
+The short forms are those of the paper's benchmarks (lists of adjective-noun segments, counts, relations); the dense
+form stands in for the CogVLM captions the paper mixes with the original ones. Attributes stand before and after the
+noun, so that a causal mask can lose them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Look:
 class Fact:
     """One thing a caption states, which the judge finds to hold or not.
 
-    At least one object looks like `look`, or exactly `count` where count exceeds one; with a `place`, one such object lies
-    there; with a `relation`, one such object stands in it to an object that looks like `other`.
+    At least one object looks like `look`, or exactly `count` where count exceeds one; with a `place`, one such object
+    lies there; with a `relation`, one such object stands in it to an object that looks like `other`.
     """
 
     look: Look
@@ -187,7 +187,7 @@ def short_caption(
 
 
 def dense_caption(scene: Scene, rng: np.random.Generator, grid_shape: tuple[int, int] = (3, 3)) -> Caption:
-    """A paragraph of 40 words or more that names every attribute and place, and how two objects alone stand to each other.
+    """A paragraph of 40 words or more that names every attribute and place, and how two objects stand to each other.
 
     Args:
         scene: what is drawn.
