@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep import sources
-from lidit.data.index import COLUMNS, MANIFEST, differences, index_path, read_index, scan
+from lidit.data.index import MANIFEST, differences, index_path, read_index, scan
 
 SOURCES = {"scenes": sources.scenes}
 
@@ -103,10 +103,10 @@ def claim(folder: Path, name: str, made: dict, more: dict, fix: str) -> None:
         if differ := differences(json.loads(manifest.read_text()), made):
             raise ValueError(f"{folder} holds other data: {'; '.join(differ)}; {fix}")
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    partial = folder / f".{name}.partial"
+    if folder.is_dir() and any(file != partial for file in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and was not begun by this command; {fix}")
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.partial"
     partial.write_text(json.dumps(made | more, indent=1))
     os.replace(partial, manifest)
 
@@ -121,8 +121,7 @@ def write_tar(path: Path, records: Iterator[sources.Record]) -> None:
                 text = {"caption": record.caption, "dense": record.dense, "width": width, "height": height}
                 _add(archive, f"{record.key}.png", _png(record.image))
                 _add(archive, f"{record.key}.json", json.dumps(text, ensure_ascii=False).encode())
-        np.savez(partial_index, **{name: values for name, values in scan(partial).items() if name in COLUMNS},
-                 tar_bytes=partial.stat().st_size)  # fmt: skip
+        np.savez(partial_index, **scan(partial), tar_bytes=partial.stat().st_size)
         os.replace(partial_index, index_path(path))
         os.replace(partial, path)
     finally:

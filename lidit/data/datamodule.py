@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lidit.data.cache import Cache, Features
 from lidit.data.index import ShardIndex
-from lidit.data.stream import FinitePlans, Plan, Plans, StreamOrder
+from lidit.data.stream import OnePass, Plan, Plans, StreamOrder
 from lidit.data.transforms import caption, to_tensor
 
 
@@ -123,16 +123,17 @@ class ShardData(LightningDataModule):
         order = StreamOrder(
             self.train_samples.index, self.batch_size, self.seed, self.dense_probability, self.caption_dropout
         )
-        start = self._start()
-        _report(order, self.train_samples.index, start)
-        return self._loader(self.train_samples, Plans(order, *self._rank(), start=start))
+        self._check_resumed()
+        self._check_trainer(order.steps_per_epoch)
+        _report(order, self.train_samples.index, self._position())
+        return self._loader(self.train_samples, Plans(order, *self._rank(), self._position))
 
     def val_dataloader(self) -> DataLoader | list:
         """One pass over the validation shards in a fixed order, no caption dropped."""
         if self.val_samples is None:
             return []
         order = StreamOrder(self.val_samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True)
-        return self._loader(self.val_samples, FinitePlans(order, *self._rank()))
+        return self._loader(self.val_samples, OnePass(order, *self._rank()))
 
     def state_dict(self) -> dict:
         """The position, in global batches, and the settings that give it a meaning."""
@@ -156,16 +157,31 @@ class ShardData(LightningDataModule):
         settings = {"batch_size": self.batch_size, "seed": self.seed, "dense_probability": self.dense_probability}
         return settings | ({"shards": self.train_samples.index.digest} if self.train_samples else {})
 
-    def _start(self) -> int:
-        if self._resumed is None:
-            return 0
-        now, then = self._order_settings(), self._resumed["order"]
-        if differ := [f"{k} was {then.get(k)!r} and is {v!r}" for k, v in now.items() if then.get(k) != v]:
+    def _check_resumed(self) -> None:
+        """Refuse a checkpoint whose position means nothing in this order."""
+        now, then = self._order_settings(), self._resumed["order"] if self._resumed else {}
+        if then and (differ := [f"{k} was {then.get(k)!r} and is {v!r}" for k, v in now.items() if then.get(k) != v]):
             raise ValueError(
                 f"the checkpoint stands in another order of the data ({'; '.join(differ)}); "
                 "resume with the old settings, or start a new run from its weights"
             )
-        return self._resumed["batches"]
+
+    def _check_trainer(self, steps_per_epoch: int) -> None:
+        """Refuse trainer settings that an endless epoch cannot honour."""
+        trainer = self.trainer
+        if trainer is None:
+            return
+        if trainer.overfit_batches:
+            raise ValueError("trainer.overfit_batches does not work with shards; write a shard of those samples alone")
+        if isinstance(trainer.limit_train_batches, int):
+            return
+        if trainer.max_steps == -1 and trainer.max_epochs != -1:
+            raise ValueError(
+                f"the training data is endless: set trainer.max_steps (once through it is {steps_per_epoch} batches) "
+                "and leave out trainer.max_epochs"
+            )
+        if self.val is not None and trainer.limit_val_batches and trainer.val_check_interval == 1.0:
+            raise ValueError("the training data is endless: set trainer.val_check_interval to a number of batches")
 
     def _rank(self) -> tuple[int, int]:
         """This process's number and how many share a global batch (those of a tensor-parallel group read the same)."""

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 IMAGES = ("png", "jpg", "jpeg", "webp")
 COLUMNS = (
@@ -88,7 +88,7 @@ class ShardIndex:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return np.array(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self._name(sample)}: the image cannot be decoded ({error}); {FIX}") from error
 
     def text(self, sample: int) -> dict[str, str]:

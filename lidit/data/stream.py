@@ -8,7 +8,7 @@ and workers shows the same global batches, and stopping anywhere resumes exactly
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,34 +121,41 @@ class StreamOrder:
 
 
 class Plans:
-    """One rank's plans as a sampler: endless from global batch `start`, or `stop - start` of them.
+    """One rank's plans as a sampler, endless.
+
+    Args:
+        order: which samples make up a global batch.
+        rank: this rank's number.
+        world: ranks that share a global batch.
+        position: asked at each start for the number of the first global batch.
 
     Raises:
         ValueError: the ranks do not divide the global batch.
     """
 
     def __init__(
-        self, order: StreamOrder, rank: int = 0, world: int = 1, start: int = 0, stop: int | None = None
+        self, order: StreamOrder, rank: int = 0, world: int = 1, position: Callable[[], int] = lambda: 0
     ) -> None:
         if order.batch_size % world:
             raise ValueError(
                 f"batch_size is the global batch, {order.batch_size}, and {world} ranks do not divide it; "
                 f"set it to a multiple of {world}, for example {-(-order.batch_size // world) * world}"
             )
-        self._order, self._rank, self._world, self._start, self._stop = order, rank, world, start, stop
+        self._order, self._rank, self._world, self._position = order, rank, world, position
+
+    def __iter__(self) -> Iterator[Plan]:
+        """Plans in order, from the position."""
+        numbers = itertools.count(self._position())
+        return (self._order.plan(number, self._rank, self._world) for number in numbers)
+
+
+class OnePass(Plans):
+    """The plans of the first epoch, the same each time."""
 
     def __iter__(self) -> Iterator[Plan]:
         """Plans in order; an incomplete batch with fewer samples than ranks is skipped by every rank."""
-        numbers = itertools.count(self._start) if self._stop is None else range(self._start, self._stop)
-        plans = (self._order.plan(number, self._rank, self._world) for number in numbers)
+        plans = itertools.islice(super().__iter__(), self._order.steps_per_epoch)
         return (plan for plan in plans if len(plan.samples))
-
-
-class FinitePlans(Plans):
-    """The plans of one epoch, with a length, so that validation shows its progress."""
-
-    def __init__(self, order: StreamOrder, rank: int = 0, world: int = 1) -> None:
-        super().__init__(order, rank, world, stop=order.steps_per_epoch)
 
     def __len__(self) -> int:
         """Batches every rank shows."""
