@@ -54,10 +54,12 @@ def shard(
     Raises:
         ValueError: the folder holds something else, or an argument is out of range.
     """
-    for name, value in (("count", count), ("shard_size", shard_size), ("workers", workers)):
+    for name, value in (("count", count), ("shard_size", shard_size), ("workers", workers), ("sizes", len(sizes))):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     pixels = [parse_size(size) for size in sizes]
+    for width, height in pixels:  # a size the source cannot draw is refused before anything is written
+        next(SOURCES[source](1, seed, width, height, held))
     folder = Path(out)
     tars = [f"{i:05d}.tar" for i in range(-(-count // shard_size))]
     made = {
