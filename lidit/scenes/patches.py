@@ -9,9 +9,7 @@ import numpy as np
 from lidit.scenes.draw import BACKGROUND
 
 BLUR = 0.7  # pixels; image and templates are blurred alike, so that noise and soft edges matter less
-FOREGROUND = (
-    0.18  # RGB distance from the background; the palest tone: 0.35, noise of 0.05: 0.03 after the blur
-)
+FOREGROUND = 0.18  # RGB distance from the background; the palest tone: 0.35, noise of 0.05: 0.03 after the blur
 FAINT = 0.6  # a piece too large for one object is cut at a line with less foreground than this share of the average
 
 
@@ -105,9 +103,10 @@ def _cut(piece: tuple, strength: np.ndarray, cell: float) -> list[tuple[np.ndarr
     return [part for half in halves if len(half[0]) for part in _cut(half, strength, cell)]
 
 
-def blur_matrix(side: int) -> np.ndarray:
-    """Gaussian smoothing along one axis as a matrix, zero beyond the ends."""
+def blur_matrix(side: int, extra: float = 0.0) -> np.ndarray:
+    """Gaussian smoothing by BLUR and `extra` pixels more along one axis as a matrix, zero beyond the ends."""
+    variance = BLUR**2 + extra**2
     i = np.arange(side)
-    kernel = np.exp(-((i[:, None] - i) ** 2) / (2 * BLUR**2))
-    centre = np.exp(-(np.arange(-5, 6) ** 2) / (2 * BLUR**2)).sum()
-    return (kernel / centre).astype(np.float32)
+    kernel = np.exp(-((i[:, None] - i) ** 2) / (2 * variance))
+    center = np.exp(-(np.arange(-9, 10) ** 2) / (2 * variance)).sum()
+    return (kernel / center).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,21 +14,31 @@ from lidit.scenes.patches import Patch, blur_matrix
 COLOR_WEIGHT = 0.25  # how much a template that needs an odd colour counts as explaining less
 STEPS = 4  # template positions per pixel along each axis
 DIAMETERS = (0.50, 0.54, 0.58, 0.62, 0.66, 0.705, 0.76, 0.81, 0.86, 0.91)  # of the cell's shorter side
+SOFTNESS = (0.0, 0.6, 1.0)  # pixels of extra blur: generated edges are softer than drawn ones
 KINDS = [(shape, texture) for shape in SHAPES for texture in TEXTURES]
 PALETTE = np.array(list(COLORS.values()), np.float32)
 
 
+def _moves(reach: int, sizes: int, soft: int) -> np.ndarray:
+    """Changes (x, y, diameter, softness; in steps of each) of up to this much, x or y moving alone."""
+    ways = [(0, 0)] + [(reach, 0), (-reach, 0), (0, reach), (0, -reach)] * (reach > 0)
+    return np.array([(*way, d, s) for way in ways for d in range(-sizes, sizes + 1) for s in range(soft + 1)])
+
+
+SEARCH = ((8, _moves(0, 1, 0)), (5, _moves(2, 0, 2)), (3, _moves(1, 1, 0)))  # so many kinds go on after such moves
+
+
 @dataclass(frozen=True)
 class Templates:
-    """Drawn kinds for one cell size: kind x diameter x (place in the pixel) windows, and sums over each window.
+    """Drawn kinds for one cell size: kind x diameter x softness x (place in the pixel) windows, and their sums.
 
     `pixels[..., 0, :]` is the coverage and `pixels[..., 1, :]` the pale share, flattened `side` x `side` windows.
     """
 
     cell: float
     side: int
-    pixels: np.ndarray  # kind, diameter, step y, step x, 2, side * side
-    products: np.ndarray  # kind, diameter, step y, step x, 2, 2: inner products of coverage and pale share
+    pixels: np.ndarray  # kind, diameter, softness, step y, step x, 2, side * side
+    products: np.ndarray  # kind, diameter, softness, step y, step x, 2, 2: inner products of coverage and pale share
     offset: np.ndarray  # kind, diameter, 2: from the centre to the centroid of the foreground (x, y)
     spread: np.ndarray  # kind, diameter: mean squared distance of the foreground from its centroid
 
@@ -45,26 +56,30 @@ class Match:
     loss: float
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def make_templates(cell: float) -> Templates:
-    """Draw every kind at every diameter and place within a pixel, for cells of this many pixels."""
+    """Draw every kind at every diameter, softness and place within a pixel, for cells of this many pixels."""
     side = int(np.ceil(DIAMETERS[-1] * cell)) + 6
     fine = (side + 1) * STEPS
     at = (np.arange(fine) + 0.5) / STEPS - (side // 2 + 1)
     # rows of `gather`: blurred pixels of a window whose centre lies step / STEPS right of pixel border side // 2
     pixel = (np.arange(fine) - STEPS + np.arange(STEPS)[:, None]) // STEPS
     boxes = (pixel[:, None] == np.arange(side)[:, None]).astype(np.float32) / STEPS
-    gather = (blur_matrix(side) @ boxes).reshape(STEPS * side, fine)
-    pixels = np.empty((len(KINDS), len(DIAMETERS), STEPS, STEPS, 2, side * side), np.float32)
-    for k, (shape, texture) in enumerate(KINDS):
-        for d, diameter in enumerate(DIAMETERS):
-            u, v = np.meshgrid(at / (diameter * cell / 2), at / (diameter * cell / 2))
-            mask = inside(shape, u, v).astype(np.float32)
-            for part, values in enumerate((mask, mask * tone(texture, u, v))):
-                windows = (gather @ values.astype(np.float32) @ gather.T).reshape(STEPS, side, STEPS, side)
-                pixels[k, d, :, :, part] = windows.transpose(0, 2, 1, 3).reshape(STEPS, STEPS, side * side)
-    products = pixels @ pixels.swapaxes(-1, -2)
-    return Templates(cell, side, pixels, products, *_moments_of(pixels[:, :, 0, 0], side))
+    gathers = [(blur_matrix(side, extra) @ boxes).reshape(STEPS * side, fine) for extra in SOFTNESS]
+    shape = (len(KINDS), len(DIAMETERS), len(SOFTNESS), STEPS, STEPS, 2, side * side)
+    pixels = np.empty(shape, np.float32)
+    for (k, d, s), gather in zip(np.ndindex(shape[:3]), itertools.cycle(gathers)):
+        for part, values in enumerate(_drawn(*KINDS[k], at / (DIAMETERS[d] * cell / 2))):
+            windows = (gather @ values @ gather.T).reshape(STEPS, side, STEPS, side)
+            pixels[k, d, s, :, :, part] = windows.transpose(0, 2, 1, 3).reshape(STEPS, STEPS, side * side)
+    return Templates(cell, side, pixels, pixels @ pixels.swapaxes(-1, -2), *_moments_of(pixels[:, :, 0, 0, 0], side))
+
+
+def _drawn(shape: str, texture: str, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each fine point shows the object, and whether its pale tone; points in radii along each axis."""
+    u, v = np.meshgrid(at, at)
+    mask = inside(shape, u, v).astype(np.float32)
+    return mask, (mask * tone(texture, u, v)).astype(np.float32)
 
 
 def _moments_of(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,23 +93,22 @@ def _moments_of(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank(patch: Patch, templates: Templates, background: np.ndarray) -> list[Match]:
-    """The three kinds that explain a patch best, best first, each at its best size, place and colour.
+    """The kinds that explain a patch best, best first, each at its best place, size, softness and colour.
 
     Every kind starts where its centroid and spread equal the patch's; the better ones are then searched around there.
     """
     kinds = np.arange(len(KINDS))
-    size = np.abs(templates.spread - patch.spread).argmin(1)
+    size, soft = np.abs(templates.spread - patch.spread).argmin(1), np.zeros_like(kinds)
     place = patch.center - templates.offset[kinds, size]
-    for kept, reach, sizes in ((8, 0, 1), (5, 2, 0), (3, 1, 1)):  # so many go on after a search so far
-        steps = np.unique(np.arange(-1, 2) * reach) / STEPS
-        dx, dy, ds = (a.ravel() for a in np.meshgrid(steps, steps, np.arange(-sizes, sizes + 1)))
-        tried = (size[:, None] + ds).clip(0, len(DIAMETERS) - 1)
-        places = place[:, None] + np.stack([dx, dy], -1)
-        loss, color = _loss(patch, templates, background, kinds.repeat(len(ds)), tried.ravel(), places.reshape(-1, 2))
-        loss, color = loss.reshape(tried.shape), color.reshape(*tried.shape, 3)
+    for kept, moves in SEARCH:
+        sizes = (size[:, None] + moves[:, 2]).clip(0, len(DIAMETERS) - 1)
+        softs = (soft[:, None] + moves[:, 3]).clip(0, len(SOFTNESS) - 1)
+        places = place[:, None] + moves[:, :2] / STEPS
+        tried = np.broadcast_to(kinds[:, None], sizes.shape), sizes, softs
+        loss, color = _loss(patch, templates, background, tried, places)
         order = loss.min(1).argsort()[:kept]
         best = order, loss[order].argmin(1)
-        kinds, size, place, loss, color = kinds[order], tried[best], places[best], loss[best], color[best]
+        kinds, size, soft, place, loss, color = kinds[order], *(a[best] for a in (sizes, softs, places, loss, color))
     return [
         Match(*KINDS[k], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(lost))
         for k, d, (x, y), c, lost in zip(kinds, size, place, color, loss, strict=True)
@@ -102,28 +116,27 @@ def rank(patch: Patch, templates: Templates, background: np.ndarray) -> list[Mat
 
 
 def _loss(
-    patch: Patch, templates: Templates, background: np.ndarray, kind: np.ndarray, size: np.ndarray, place: np.ndarray
+    patch: Patch, templates: Templates, background: np.ndarray, tried: tuple[np.ndarray, ...], places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each template leaves unexplained of a patch, as a share of its energy, and its best colour.
 
     An object of colour C with coverage c and pale share p differs from the background B by
     `C w - y0` with `w = c - PALE p` and `y0 = B c - PALE p`; C is free, per channel, at a price for odd colours.
     """
-    step = np.floor(place * STEPS + 0.5).astype(int)
+    step = np.floor(places * STEPS + 0.5).astype(int)
     whole, part = step // STEPS, step % STEPS
-    index = (kind, size, part[:, 1], part[:, 0])
+    index = (*tried, part[..., 1], part[..., 0])
     side = templates.side
     corner = (whole + side - side // 2).clip(0, np.array(patch.windows.shape[1::-1]) - 1)
-    window = patch.windows[corner[:, 1], corner[:, 0]].reshape(len(kind), 3, side * side)
-    seen = templates.pixels[index] @ window.swapaxes(-1, -2)  # template, (coverage, pale), channel
-    products = templates.products[index]
-    weights = np.stack([background, np.full(3, -PALE, np.float32)])  # y0 = weights . (coverage, pale), per channel
+    window = patch.windows[corner[..., 1], corner[..., 0]].reshape(*places.shape[:2], 3, side * side)
     own = np.array([1, -PALE], np.float32)  # w
-    crossed = np.einsum("a,kac->kc", own, seen) + np.einsum("a,kab,bc->kc", own, products, weights)
-    norm = np.einsum("a,kab,b->k", own, products, own)[:, None]
-    total = patch.energy + 2 * np.einsum("ac,kac->kc", weights, seen)
-    total = total + np.einsum("ac,kab,bc->kc", weights, products, weights)
+    base = np.stack([background, np.full(3, -PALE, np.float32)])  # y0 per channel
+    seen = templates.pixels[index] @ window.swapaxes(-1, -2)  # kind, move, (coverage, pale), channel
+    products = templates.products[index]
+    crossed = own @ (seen + products @ base)
+    norm = (own @ products @ own)[..., None]
+    total = patch.energy + (base * (2 * seen + products @ base)).sum(-2)
     color = (crossed / norm).clip(0, 1)
     left = total - 2 * color * crossed + color**2 * norm
-    odd = ((color[:, None] - PALETTE) ** 2).sum(-1).min(-1)
-    return (left.sum(-1) + COLOR_WEIGHT * odd * norm[:, 0]) / patch.energy.sum(), color
+    odd = ((color[..., None, :] - PALETTE) ** 2).sum(-1).min(-1)
+    return (left.sum(-1) + COLOR_WEIGHT * odd * norm[..., 0]) / patch.energy.sum(), color
