@@ -8,10 +8,9 @@ unit of work, written under a temporary name and renamed: an interrupted run con
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -180,16 +179,11 @@ class _Run:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    with _renamed(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A temporary name for a file that takes its own name once it is whole."""
+    """Write a file under a temporary name that becomes its own once it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
+        save_file(tensors, partial)
+        shutil.copymode(path.with_name(IDENTITY), partial)  # safetensors lets nobody but the writer read its files
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
