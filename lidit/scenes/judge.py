@@ -1,9 +1,9 @@
 """Reads the objects of a scene back from its pixels, and says which facts of a caption hold.
 
 The stand-in for BLIP-VQA, UniDet and Mask2Former, which the paper's benchmarks judge with. Nothing is learned: each
-patch of foreground is compared by least squares with drawn templates of every shape, texture, size and place, and is an
-object only if one of them explains it well and every other one clearly worse. Only the image's size and its pixels are
-used.
+patch of foreground is compared by least squares with drawn templates of every shape, texture, size, place and softness,
+and is an object only if one of them explains it well everywhere and every other kind clearly worse. The judge is told
+nothing of the scene: it uses the image's size and pixels alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from lidit.scenes.draw import COLORS, SIZES, grid
 from lidit.scenes.patches import difference, patches
 from lidit.scenes.templates import PALETTE, Match, make_templates, rank
 
-MIN_FIT = 0.90  # an object's template explains at least this share of its patch's energy ...
-MIN_MARGIN = 0.012  # ... and the runner-up, another shape or texture, explains less by at least this share
+MIN_FIT = 0.94  # an object's template explains at least this share of its patch's energy ...
+MIN_MARGIN = 0.01  # ... the runner-up, another shape or texture, explains less by at least this share ...
+MAX_FLAW = 0.4  # ... and no pixel differs from it by more than this share of the object's contrast
 MAX_COLOR_ERROR = 0.2  # distance in RGB from the fitted to the named colour; the closest two names are 0.33 apart
 PLACE_MARGIN = 0.04  # an object this close to the border between two thirds (share of the side) lies in both
 
@@ -65,7 +66,8 @@ def is_clear(matches: Sequence[Match]) -> bool:
     """Whether the best match is an object: it explains its patch, others do not, its colour has a name."""
     best, second = matches[:2]
     odd = np.sqrt(((PALETTE - best.color) ** 2).sum(-1).min())
-    return 1 - best.loss >= MIN_FIT and second.loss - best.loss >= MIN_MARGIN and odd <= MAX_COLOR_ERROR
+    explained = best.loss <= 1 - MIN_FIT and best.flaw <= MAX_FLAW
+    return bool(explained and second.loss - best.loss >= MIN_MARGIN and odd <= MAX_COLOR_ERROR)
 
 
 def _seen(match: Match, cell: float, shrink: int) -> Seen:

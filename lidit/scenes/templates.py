@@ -45,7 +45,11 @@ class Templates:
 
 @dataclass(frozen=True)
 class Match:
-    """One template laid over a patch: centre and diameter in pixels, fitted RGB, and what it leaves unexplained."""
+    """One template laid over a patch.
+
+    `x`, `y` and `diameter` are in pixels, `color` is the RGB that fits best, `loss` the share of the patch's energy
+    that stays unexplained and `flaw` the largest difference left at one pixel, as a share of the object's contrast.
+    """
 
     shape: str
     texture: str
@@ -54,6 +58,7 @@ class Match:
     diameter: float
     color: np.ndarray
     loss: float
+    flaw: float
 
 
 @lru_cache(maxsize=2)
@@ -109,10 +114,22 @@ def rank(patch: Patch, templates: Templates, background: np.ndarray) -> list[Mat
         order = loss.min(1).argsort()[:kept]
         best = order, loss[order].argmin(1)
         kinds, size, soft, place, loss, color = kinds[order], *(a[best] for a in (sizes, softs, places, loss, color))
+    flaw = _flaw(patch, templates, background, (kinds, size, soft), place, color)
     return [
-        Match(*KINDS[k], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(lost))
-        for k, d, (x, y), c, lost in zip(kinds, size, place, color, loss, strict=True)
+        Match(*KINDS[k], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(lost), float(worst))
+        for k, d, (x, y), c, lost, worst in zip(kinds, size, place, color, loss, flaw, strict=True)
     ]
+
+
+def _lay(
+    patch: Patch, templates: Templates, tried: tuple[np.ndarray, ...], places: np.ndarray
+) -> tuple[tuple, np.ndarray]:
+    """The indices of templates (kind, diameter, softness) laid at places, and the patch in their windows."""
+    step = np.floor(places * STEPS + 0.5).astype(int)
+    whole, part = step // STEPS, step % STEPS
+    corner = (whole + templates.side - templates.side // 2).clip(0, np.array(patch.windows.shape[1::-1]) - 1)
+    window = patch.windows[corner[..., 1], corner[..., 0]]
+    return (*tried, part[..., 1], part[..., 0]), window.reshape(*window.shape[:-2], templates.side**2)
 
 
 def _loss(
@@ -123,12 +140,7 @@ def _loss(
     An object of colour C with coverage c and pale share p differs from the background B by
     `C w - y0` with `w = c - PALE p` and `y0 = B c - PALE p`; C is free, per channel, at a price for odd colours.
     """
-    step = np.floor(places * STEPS + 0.5).astype(int)
-    whole, part = step // STEPS, step % STEPS
-    index = (*tried, part[..., 1], part[..., 0])
-    side = templates.side
-    corner = (whole + side - side // 2).clip(0, np.array(patch.windows.shape[1::-1]) - 1)
-    window = patch.windows[corner[..., 1], corner[..., 0]].reshape(*places.shape[:2], 3, side * side)
+    index, window = _lay(patch, templates, tried, places)
     own = np.array([1, -PALE], np.float32)  # w
     base = np.stack([background, np.full(3, -PALE, np.float32)])  # y0 per channel
     seen = templates.pixels[index] @ window.swapaxes(-1, -2)  # kind, move, (coverage, pale), channel
@@ -140,3 +152,18 @@ def _loss(
     left = total - 2 * color * crossed + color**2 * norm
     odd = ((color[..., None, :] - PALETTE) ** 2).sum(-1).min(-1)
     return (left.sum(-1) + COLOR_WEIGHT * odd * norm[..., 0]) / patch.energy.sum(), color
+
+
+def _flaw(
+    patch: Patch,
+    templates: Templates,
+    background: np.ndarray,
+    tried: tuple[np.ndarray, ...],
+    place: np.ndarray,
+    color: np.ndarray,
+) -> np.ndarray:
+    """The largest difference that each template leaves at one pixel, as a share of its colour's contrast."""
+    index, window = _lay(patch, templates, tried, place)
+    parts = np.stack([color - background, PALE * (1 - color)], -1)  # what full coverage and a full pale share add
+    left = parts @ templates.pixels[index] - window
+    return np.sqrt((left**2).sum(-2).max(-1)) / np.linalg.norm(color - background, axis=-1)
