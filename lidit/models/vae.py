@@ -1,0 +1,133 @@
+"""The frozen autoencoder: images to the latents that the transformer denoises, and back (paper section 4).
+
+Any diffusers `AutoencoderKL` serves: the paper trains on 8x-down latents of a 16-channel VAE, and scale and shift are read
+from the VAE's own config, never from a table of known models.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from lidit.models.source import find_config, find_revision, load_name
+
+
+class FrozenVAE:
+    """An `AutoencoderKL` outside the module tree: no checkpoint, EMA copy or shard holds its weights.
+
+    Args:
+        name: Hugging Face id, folder, or `bundled:NAME`.
+        dtype: what its weights are held and run in.
+        revision: branch, tag or commit on the hub.
+        subfolder: where the VAE is in the folder; `vae` in those of whole pipelines such as Stable Diffusion 3.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> None:
+        self.name, self.dtype, self.revision, self.subfolder = name, dtype, revision, subfolder
+        self._model: AutoencoderKL | None = None
+
+    @cached_property
+    def _config_file(self) -> Path:
+        return find_config(self.name, self.revision, self.subfolder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The VAE's config.json."""
+        config = json.loads(self._config_file.read_text())
+        if config.get("_class_name") != "AutoencoderKL":
+            fix = 'give its subfolder, such as subfolder="vae"' if self.subfolder is None else "choose another subfolder"
+            raise ValueError(f"{self.name} holds {config.get('_class_name')!r}, not a diffusers AutoencoderKL; {fix}")
+        return config
+
+    @property
+    def channels(self) -> int:
+        """Channels c of a latent, from the config alone."""
+        return self.config["latent_channels"]
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the image per latent position, along each side, from the config alone."""
+        return 2 ** (len(self.config["block_out_channels"]) - 1)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What latents depend on: a cache made by another identity is stale."""
+        return {
+            "name": self.name,
+            "revision": find_revision(self._config_file, self.name),
+            "subfolder": self.subfolder,
+            "dtype": self.dtype,
+        }
+
+    def load(self, device: str | torch.device = "cpu") -> FrozenVAE:
+        """Read the weights once and put them on a device; again: only move them."""
+        model = self._model or self._read().eval().requires_grad_(False)
+        self._model = model.to(device)
+        return self
+
+    def _read(self) -> AutoencoderKL:
+        _ = self.config  # a wrong name or kind is said here, before diffusers is asked
+        try:
+            model, report = AutoencoderKL.from_pretrained(
+                load_name(self.name),
+                revision=self.revision,
+                subfolder=self.subfolder,
+                torch_dtype=getattr(torch, self.dtype),
+                output_loading_info=True,
+                low_cpu_mem_usage=False,
+            )
+        except OSError:
+            raise FileNotFoundError(
+                f"{self.name} has a config.json of a VAE but no weights beside it that can be read; fetch it again, whole"
+            ) from None
+        if wrong := {kind: keys for kind, keys in report.items() if keys}:
+            raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
+        return model
+
+    @torch.no_grad()
+    def encode(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1] to latents of about unit variance, in the VAE's dtype: the posterior's mode, so no randomness.
+
+        Raises:
+            ValueError: height or width is not divisible by the factor.
+        """
+        height, width = image.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"an image of {width}x{height} pixels does not divide into latents of {self.name}: "
+                f"choose a width and a height divisible by {self.factor}"
+            )
+        model = self._ready()
+        with torch.autocast(image.device.type, enabled=False):
+            latent = model.encode(image.to(model.device, model.dtype)).latent_dist.mode()
+        return (latent - self._shift) * self.config["scaling_factor"]
+
+    @torch.no_grad()
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Latents as `encode` gives them to images, clamped to [-1, 1], in the VAE's dtype."""
+        model = self._ready()
+        latent = latent.to(model.device, model.dtype) / self.config["scaling_factor"] + self._shift
+        with torch.autocast(latent.device.type, enabled=False):
+            return model.decode(latent).sample.clamp(-1, 1)
+
+    @property
+    def _shift(self) -> float:
+        return self.config.get("shift_factor") or 0.0  # absent or null in VAEs before Stable Diffusion 3
+
+    def _ready(self) -> AutoencoderKL:
+        if self._model is None:
+            self.load()
+        return self._model
