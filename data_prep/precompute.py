@@ -3,7 +3,7 @@
 Features are kept at their true length, without padding; `lidit/data/cache.py` documents the files. One shard is one
 unit of work, written under a temporary name and renamed: an interrupted run continues where it was.
 
-    python -m data_prep.precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llama]'
+    lidit prep precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llama]'
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a file under a temporary name that becomes its own once it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
         shutil.copymode(path.with_name(IDENTITY), partial)  # safetensors lets nobody but the writer read its files
         partial.replace(path)
     finally:

@@ -3,7 +3,7 @@
 A folder holds `00000.tar`, `00001.tar`, ..., an index beside each (`lidit/data/index.py` documents both) and
 `shards.json`, which says how the folder was made. The same arguments give the same bytes.
 
-    python -m data_prep.shard --out shards/train --count 20000 --sizes '[64x64, 96x64]'
+    lidit prep shard --out shards/train --count 20000 --sizes '[64x64, 96x64]'
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Cache:
     """What was computed once for the samples of an index.
 
     Args:
-        folder: written by `data_prep.precompute`.
+        folder: written by `lidit prep precompute`.
         index: the samples it must have been made for.
 
     Raises:
@@ -147,7 +147,7 @@ class Cache:
         return ValueError(f"cache {self.folder} is stale ({what}): {reason}. Delete it, then {self._remake()}")
 
     def _remake(self, index: ShardIndex | None = None) -> str:
-        return f"run: python -m data_prep.precompute --shards {(index or self._index).source} --out {self.folder}"
+        return f"run: lidit prep precompute --shards {(index or self._index).source} --out {self.folder}"
 
     def __getstate__(self) -> dict:
         """Mapped files stay behind when a worker process gets a copy."""

@@ -49,7 +49,7 @@ class Samples(Dataset):
 
 
 class ShardData(LightningDataModule):
-    """Training and validation batches from tar shards written by `data_prep.shard`.
+    """Training and validation batches from tar shards written by `lidit prep shard`.
 
     Training is one endless epoch for Lightning: set `trainer.max_steps` and give intervals in steps.
 
@@ -61,7 +61,7 @@ class ShardData(LightningDataModule):
         seed: of order, kinds of caption and dropped captions.
         dense_probability: share of synthetic captions, 0 to 1; the others are the original ones.
         caption_dropout: share of captions replaced by the empty one in training (classifier-free guidance), 0 to 1.
-        cache: folder of `data_prep.precompute` for the training shards: latents, LLM features or both.
+        cache: folder of `lidit prep precompute` for the training shards: latents, LLM features or both.
         val_cache: the same for the validation shards.
         allow_commands: run the commands of `pipe:` entries; only for lists you trust.
     """

@@ -33,7 +33,7 @@ COLUMNS = (
 )
 MANIFEST = "shards.json"  # written by data_prep.shard: how a folder was made, and which tars belong to it
 MAX_OPEN = 128  # shards held open by one process
-FIX = "write it again (data_prep.shard writes missing shards when run with the same arguments) or take it off the list"
+FIX = "write it again (lidit prep shard with the same arguments writes what is missing) or take it off the list"
 
 
 class ShardIndex:
@@ -262,7 +262,7 @@ def _folder(folder: Path) -> list[Path]:
     if manifest.is_file():
         tars = [folder / name for name in json.loads(manifest.read_text())["tars"]]
     if not tars:
-        raise FileNotFoundError(f"{folder} holds no .tar shards; write some with data_prep.shard")
+        raise FileNotFoundError(f"{folder} holds no .tar shards; write some with lidit prep shard")
     return tars
 
 

@@ -51,7 +51,7 @@ def test_a_missing_shard_is_named(shards: Path) -> None:
 def test_a_shard_that_an_interrupted_run_did_not_write_is_named(shards: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "copy")
     (folder / "00002.tar").unlink()
-    with pytest.raises(FileNotFoundError, match="00002.tar is missing.*data_prep.shard"):
+    with pytest.raises(FileNotFoundError, match="00002.tar is missing.*lidit prep shard"):
         ShardIndex(str(folder))
 
 
@@ -153,8 +153,8 @@ def text(caption: str = "a red field") -> bytes:
 
 
 def test_a_strangers_shard_with_folders_jpegs_and_no_dense_captions_is_read(tmp_path: Path) -> None:
-    members = {"./a.b/x.JPG": picture(), "./a.b/x.json": text("ein rotes Feld 🟥"), "./a.b/x.cls": b"7", "y/1.webp": picture("WEBP"),
-               "y/1.json": text()}  # fmt: skip
+    members = {"./a.b/x.JPG": picture(), "./a.b/x.json": text("ein rotes Feld 🟥"), "./a.b/x.cls": b"7"}
+    members |= {"y/1.webp": picture("WEBP"), "y/1.json": text()}
     index = ShardIndex(str(write(tmp_path / "x.tar", members)))
     assert [index.key(0), index.key(1)] == ["a.b/x", "y/1"]
     assert index.text(0)["caption"] == "ein rotes Feld 🟥"
