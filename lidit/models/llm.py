@@ -7,28 +7,30 @@ hand, and any model with a chat template serves.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from jinja2 import TemplateError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from lidit.models.source import find_config, find_revision, load_name
+from lidit.models.chat import Prompts, Split
+from lidit.models.source import describe, find_file, load_name
 
 INSTRUCTION = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, "
     "and spatial relationships of the objects:"
 )
-MARK = "lidit puts the caption here"  # stands for the user's turn when the template around it is read
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")  # Llama to Gemma; GPT-2, Falcon; Phi; GPT-NeoX
 LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")  # one entry a block
-TOWER = {r"^(model\.)?language_model\.(model\.)?": ""}  # where LLaVA-type checkpoints keep the language tower, old and new
+TOWER = {r"^(model\.)?language_model\.(model\.)?": ""}  # where LLaVA-type files keep the language tower, old and new
 
 
 class FrozenLLM:
@@ -63,20 +65,25 @@ class FrozenLLM:
         revision: str | None = None,
         template: Literal["chat", "plain"] = "chat",
     ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens of {name} is {max_tokens}; at least one token of a caption has to be kept")
-        self.name, self.layer, self.instruction, self.system = name, layer, instruction, system
-        self.max_tokens, self.padding_side, self.dtype = max_tokens, padding_side, dtype
-        self.revision, self.template = revision, template
+        self.name, self.layer, self.padding_side = name, layer, padding_side
+        self.dtype, self.revision = dtype, revision
+        self.prompts = Prompts(name, instruction, system, max_tokens, revision, template)
         self.cut = 0
         self._model: PreTrainedModel | None = None
 
-    # ---- what it is, from small files alone
+    @cached_property
+    def _config_file(self) -> Path:
+        return find_file(self.name, "config.json", self.revision)
 
     @cached_property
     def _config(self) -> PreTrainedConfig:
         """The config of the whole model."""
-        config = AutoConfig.from_pretrained(find_config(self.name, self.revision).parent)
+        kind = json.loads(self._config_file.read_text()).get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"{self.name}: model type {kind!r} is none that transformers knows; name a decoder-only LLM"
+            )
+        config = AutoConfig.from_pretrained(self._config_file.parent)
         if config.is_encoder_decoder:
             raise ValueError(f"{self.name} is an encoder-decoder ({config.model_type}); name a decoder-only LLM")
         return config
@@ -101,100 +108,12 @@ class FrozenLLM:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What features depend on: a cache made by another identity is stale. Padding is not part of it."""
-        return {
-            "name": self.name,
-            "revision": find_revision(find_config(self.name, self.revision), self.name),
-            "layer": self.layer,
-            "template": hashlib.sha256(MARK.join(self._frame).encode()).hexdigest(),
-            "instruction": self.instruction,
-            "system": self.system,
-            "max_tokens": self.max_tokens,
-            "dtype": self.dtype,
-        }
-
-    # ---- prompt to tokens
-
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        find_config(self.name, self.revision)  # a wrong name is said here, before transformers is asked
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(load_name(self.name), revision=self.revision)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"{self.name} has no tokenizer that loads ({str(error).splitlines()[0]}); put its tokenizer.json and "
-                "tokenizer_config.json beside config.json"
-            ) from None
-        if not tokenizer.is_fast:
-            raise ValueError(
-                f"{self.name} has a slow tokenizer, which does not say where in the text a token is; "
-                "convert it and save its tokenizer.json beside config.json"
-            )
-        return tokenizer
-
-    @cached_property
-    def _frame(self) -> tuple[str, str]:
-        """What is rendered before and after the content of the user's turn."""
-        text = self._render(MARK)
-        if text.count(MARK) != 1:
-            raise ValueError(f"the chat template of {self.name} does not show the user's turn once: {text!r}")
-        before, after = text.split(MARK)
-        if not after:
-            raise ValueError(f"the chat template of {self.name} puts nothing after the user's turn; use template=plain")
-        return before, after
-
-    def _render(self, content: str) -> str:
-        """The text of a conversation that asks for an answer to this content."""
-        tokenizer = self._tokenizer
-        if self.template == "plain":
-            return self._plain(content)
-        if tokenizer.chat_template is None:
-            raise ValueError(
-                f"the tokenizer of {self.name} has no chat template: save one with it (chat_template.jinja), "
-                "or use template=plain for instruction and caption as bare text"
-            )
-        turns = [{"role": "system", "content": self.system}] if self.system is not None else []
-        try:
-            return tokenizer.apply_chat_template(
-                [*turns, {"role": "user", "content": content}],
-                tokenize=False,
-                add_generation_prompt=True,
-                date_string="26 Jul 2024",  # Llama 3.1 and later put today's date otherwise: features would age
-            )
-        except TemplateError as error:
-            raise ValueError(f"the chat template of {self.name} refuses the turns: {error}; try system=null") from None
-
-    def _plain(self, content: str) -> str:
-        """Content as bare text between the tokenizer's own first token, if it puts one, and its end-of-text token."""
-        tokenizer = self._tokenizer
-        if tokenizer.eos_token is None:
-            raise ValueError(f"the tokenizer of {self.name} has no eos_token to close a plain prompt with; give it one")
-        starts = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-        return (tokenizer.bos_token if starts else "") + content + tokenizer.eos_token
-
-    def _split(self, prompt: str) -> tuple[list[int], int, int]:
-        """Token ids up to the one that closes the turn, index of the caption's first, and how many of it were cut."""
-        caption = prompt.strip()  # many templates strip the turn
-        content = f"{self.instruction} {caption}".strip()
-        before, after = self._frame
-        text = self._render(content)
-        if text != before + content + after:
-            raise ValueError(f"the chat template of {self.name} changes the caption {caption!r}: it renders {text!r}")
-        end = len(before) + len(content)
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        close = next(i for i, (start, _) in enumerate(offsets) if start >= end)
-        first = next(i for i, (_, stop) in enumerate(offsets) if stop > end - len(caption) or i == close)
-        kept = min(close, first + self.max_tokens)
-        return ids[:kept] + [ids[close]], first, close - kept
+        source = describe(self.name, self._config_file)
+        return {**source, "layer": self.layer, "dtype": self.dtype, **self.prompts.identity}
 
     def show(self, prompt: str) -> list[tuple[str, bool]]:
         """The tokens that are run, in order, and whether each is kept as text for the denoiser."""
-        ids, first, _ = self._split(prompt)
-        texts = [self._tokenizer.decode([i]) for i in ids]
-        names = self._tokenizer.convert_ids_to_tokens(ids)  # a part of a character has no text of its own
-        return [(name if "\ufffd" in text else text, i >= first) for i, (text, name) in enumerate(zip(texts, names, strict=True))]
-
-    # ---- tokens to features
+        return self.prompts.show(prompt)
 
     def load(self, device: str | torch.device = "cpu") -> FrozenLLM:
         """Read the needed weights once and put them on a device; again: only move them."""
@@ -206,25 +125,22 @@ class FrozenLLM:
         """Embeddings and the blocks up to the tapped one: no later block, no head, no vision tower is built or read."""
         whole = self._config
         config = truncate(whole.get_text_config(), self.depth)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # that later blocks are left in the file is meant, not worth a report
         try:
-            model, report = AutoModel.from_pretrained(
-                load_name(self.name),
-                revision=self.revision,
-                config=config,
-                dtype=getattr(torch, self.dtype),
-                attn_implementation="sdpa",
-                key_mapping=None if whole.get_text_config() is whole else TOWER,
-                output_loading_info=True,
-            )
+            with quiet():
+                model, report = AutoModel.from_pretrained(
+                    load_name(self.name),
+                    revision=self.revision,
+                    config=config,
+                    dtype=getattr(torch, self.dtype),
+                    attn_implementation="sdpa",
+                    key_mapping=None if whole.get_text_config() is whole else TOWER,
+                    output_loading_info=True,
+                )
         except OSError as error:
             raise FileNotFoundError(
                 f"{self.name} has a config.json but no weights that can be read ({str(error).splitlines()[0]}); "
                 "fetch it again, whole"
             ) from None
-        finally:
-            logging.set_verbosity(verbosity)
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
             raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
         if self.depth < whole.get_text_config().num_hidden_layers:
@@ -232,9 +148,7 @@ class FrozenLLM:
         return model
 
     @torch.no_grad()
-    def __call__(
-        self, prompts: list[str]
-    ) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"], Int[Tensor, " b"]]:
+    def __call__(self, prompts: list[str]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"], Int[Tensor, " b"]]:
         """Features of a batch, zero where padded; its mask; the index of each caption's first token.
 
         Raises:
@@ -245,11 +159,13 @@ class FrozenLLM:
         if self._model is None:
             self.load()
         model = self._model
-        splits = [self._split(prompt) for prompt in prompts]
+        splits = [self.prompts.split(prompt) for prompt in prompts]
         self._count(splits)
         ids, mask, start = self._pad(splits)
         ids, mask, start = ids.to(model.device), mask.to(model.device), start.to(model.device)
-        with torch.autocast(model.device.type, enabled=False):  # cached and online features come from the same arithmetic
+        with torch.autocast(
+            model.device.type, enabled=False
+        ):  # online features come from the arithmetic of cached ones
             states = model(
                 input_ids=ids,
                 attention_mask=mask.long(),
@@ -258,18 +174,18 @@ class FrozenLLM:
             ).last_hidden_state
         return states.masked_fill(~mask[..., None], 0), mask, start
 
-    def _count(self, splits: list[tuple[list[int], int, int]]) -> None:
+    def _count(self, splits: list[Split]) -> None:
         """Count the captions that were cut, and say so at the first."""
         cut = [lost for _, _, lost in splits if lost]
         if cut and not self.cut:
             warnings.warn(
-                f"{self.name}: a caption is {cut[0]} tokens longer than max_tokens={self.max_tokens} and is cut there; "
-                "later ones are only counted",
+                f"{self.name}: a caption is {cut[0]} tokens longer than max_tokens={self.prompts.max_tokens} "
+                "and is cut there; later ones are only counted",
                 stacklevel=3,
             )
         self.cut += len(cut)
 
-    def _pad(self, splits: list[tuple[list[int], int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _pad(self, splits: list[Split]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids (b l), mask (b l) and caption starts (b); what is in the padding does not matter."""
         length = max(len(ids) for ids, _, _ in splits)
         shifts = [length - len(ids) if self.padding_side == "left" else 0 for ids, _, _ in splits]
@@ -280,6 +196,20 @@ class FrozenLLM:
             mask[row, shift : shift + len(ids)] = True
         start = torch.tensor([first + shift for (_, first, _), shift in zip(splits, shifts, strict=True)])
         return batch, mask, start
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting the weights that are left in the file on purpose."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def truncate(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:

@@ -12,20 +12,19 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from lidit.assets import resolve
+from lidit.assets import PREFIX, resolve
 
 CHUNK = 1 << 22  # bytes read at the start, middle and end of a large file
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def find_config(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The local path of a part's config.json, downloaded when the name is a hub id.
+def find_file(name: str, wanted: str, revision: str | None = None) -> Path:
+    """The local path of a part's file, downloaded when the name is a hub id.
 
     Raises:
-        FileNotFoundError: there is no such folder, no config.json in it, or the hub does not give it.
+        FileNotFoundError: there is no such folder, no such file in it, or the hub does not give it.
     """
     folder = Path(resolve(name)).expanduser()
-    wanted = "/".join(filter(None, (subfolder, "config.json")))
     if folder.is_dir():
         if not (folder / wanted).is_file():
             raise FileNotFoundError(f"{name} is a folder without {wanted}; name the folder that holds it")
@@ -51,11 +50,14 @@ def load_name(name: str) -> str:
     return str(folder) if folder.is_dir() else name
 
 
-def find_revision(config: Path, name: str) -> str:
-    """The commit of a hub part, or the fingerprint of a folder: changes whenever the features may change."""
+def describe(name: str, config: Path) -> dict[str, str]:
+    """Name and revision of a part for a cache's identity: the commit of a hub part, the fingerprint of a folder.
+
+    Of a folder only the last name is said, so that a cache may be read where the folder lies elsewhere.
+    """
     if not Path(resolve(name)).expanduser().is_dir():
-        return commit(config)
-    return fingerprint(config.parent)
+        return {"name": name, "revision": commit(config)}
+    return {"name": name if name.startswith(PREFIX) else Path(name).name, "revision": fingerprint(config.parent)}
 
 
 def commit(config: Path) -> str:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from lidit.models.source import find_config, find_revision, load_name
+from lidit.models.source import describe, find_file, load_name
 
 
 class FrozenVAE:
@@ -41,14 +41,17 @@ class FrozenVAE:
 
     @cached_property
     def _config_file(self) -> Path:
-        return find_config(self.name, self.revision, self.subfolder)
+        wanted = f"{self.subfolder}/config.json" if self.subfolder else "config.json"
+        return find_file(self.name, wanted, self.revision)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The VAE's config.json."""
         config = json.loads(self._config_file.read_text())
         if config.get("_class_name") != "AutoencoderKL":
-            fix = 'give its subfolder, such as subfolder="vae"' if self.subfolder is None else "choose another subfolder"
+            fix = (
+                'give its subfolder, such as subfolder="vae"' if self.subfolder is None else "choose another subfolder"
+            )
             raise ValueError(f"{self.name} holds {config.get('_class_name')!r}, not a diffusers AutoencoderKL; {fix}")
         return config
 
@@ -66,8 +69,7 @@ class FrozenVAE:
     def identity(self) -> dict[str, Any]:
         """What latents depend on: a cache made by another identity is stale."""
         return {
-            "name": self.name,
-            "revision": find_revision(self._config_file, self.name),
+            **describe(self.name, self._config_file),
             "subfolder": self.subfolder,
             "dtype": self.dtype,
         }
@@ -99,7 +101,7 @@ class FrozenVAE:
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] to latents of about unit variance, in the VAE's dtype: the posterior's mode, so no randomness.
+        """Images in [-1, 1] to scaled and shifted latents in the VAE's dtype: the posterior's mode, so no chance is in it.
 
         Raises:
             ValueError: height or width is not divisible by the factor.
