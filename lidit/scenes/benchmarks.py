@@ -127,7 +127,8 @@ def _differ(*names: str) -> Callable[[Sequence[Object]], bool]:
 
 
 def _distinct(objects: Sequence[Object]) -> bool:
-    return len({(o.shape, o.color, o.texture) for o in objects}) == len(objects)
+    """Whether no object answers to the description of another one, even where that leaves out a plain texture."""
+    return len({(o.shape, o.color) for o in objects}) == len(objects)
 
 
 def _listed(looks: Sequence[Look]) -> Caption:
