@@ -1,8 +1,8 @@
-"""A prompt in its chat: the instruction, the caption, and which tokens are the caption's (paper section 3.1).
+"""A prompt in its chat: the instruction, the caption, and which tokens are the caption's (LI-DiT, Figure 5).
 
-The text around the user's turn is read from the tokenizer's chat template by rendering a mark in its place, and tokens are
-told apart by the characters they stand for. So a caption that repeats the instruction is still found, and no token is
-counted by hand.
+The text around the user's turn is read from the tokenizer's chat template by rendering a mark in its place, and tokens
+are told apart by the characters they stand for. So a caption that repeats the instruction is still found, and no token
+is counted by hand.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Prompts:
         # the rendered text holds the template's own beginning-of-text token: the tokenizer must not add a second
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        # UNSTATED: which span is kept; the caption's tokens and the one that closes the turn, so that an empty one leaves one
+        # UNSTATED: which span is kept; the caption's tokens and the one that closes the turn: an empty caption leaves one
         close = next(i for i, (first, _) in enumerate(offsets) if first >= end)
         start = next(i for i, (_, last) in enumerate(offsets) if last > end - len(caption) or i == close)
         kept = min(close, start + self.max_tokens)
@@ -144,7 +144,7 @@ class Prompts:
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
-                date_string="26 Jul 2024",  # Llama 3.1 and later put today's date otherwise: features would change daily
+                date_string="26 Jul 2024",  # Llama 3.1 and later put today's date otherwise: no cache would last
             )
         except TemplateError as error:
             raise ValueError(f"the chat template of {self.name} refuses the turns: {error}; try system=null") from None

@@ -1,8 +1,7 @@
-"""The frozen LLM: prompts, each after an instruction, to hidden states of an inner block (paper sections 3.1 and 3.2).
+"""The frozen LLM: prompts, each after an instruction, to hidden states of an inner block (LI-DiT, Figure 5).
 
 The instruction asks the LLM to describe a picture, so that its states dwell on attributes rather than on the next word.
-Where the caption starts is found from the tokenizer, by character offsets in the rendered chat: no constant is counted by
-hand, and any model with a chat template serves.
+Any decoder-only model that transformers knows serves; only the part of it that the features need is read and run.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class FrozenLLM:
 
     Args:
         name: Hugging Face id, folder, or `bundled:NAME`.
-        layer: which of the hidden states, as transformers numbers them: 0 the embeddings, -1 after the last block and the
-            final norm, -3 the third-to-last block (the paper's).
+        layer: which of the hidden states, as transformers numbers them: 0 the embeddings, -1 after the last block and
+            the final norm, -3 the third-to-last block (the paper's).
         instruction: sentence before the caption in the user's turn; empty: the caption alone.
         system: system prompt; none: what the template puts by itself.
         max_tokens: tokens of the caption that are kept at most.

@@ -1,7 +1,7 @@
-"""The frozen autoencoder: images to the latents that the transformer denoises, and back (paper section 4).
+"""The frozen autoencoder: images to the latents that the transformer denoises, and back (LI-DiT: 8x down, 16 channels).
 
-Any diffusers `AutoencoderKL` serves: the paper trains on 8x-down latents of a 16-channel VAE, and scale and shift are read
-from the VAE's own config, never from a table of known models.
+Any diffusers `AutoencoderKL` serves: channels, factor, scale and shift are read from the VAE's own config, never from a
+table of known models.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class FrozenVAE:
             )
         except OSError:
             raise FileNotFoundError(
-                f"{self.name} has a config.json of a VAE but no weights beside it that can be read; fetch it again, whole"
+                f"{self.name} has the config.json of a VAE but no weights beside it that load; fetch it again, whole"
             ) from None
         if wrong := {kind: keys for kind, keys in report.items() if keys}:
             raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
@@ -101,7 +101,7 @@ class FrozenVAE:
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] to scaled and shifted latents in the VAE's dtype: the posterior's mode, so no chance is in it.
+        """Images in [-1, 1] to scaled and shifted latents in the VAE's dtype: the posterior's mode, without chance.
 
         Raises:
             ValueError: height or width is not divisible by the factor.
