@@ -158,7 +158,7 @@ class _Run:
 
     def encode(self, samples: np.ndarray) -> torch.Tensor:
         """Latents of samples of one shape."""
-        images = to_tensor([self.index.image(s) for s in samples])
+        images = to_tensor([self.index.image(s) for s in samples.tolist()])
         return self.vae.encode(images.to(self.device)).to("cpu", self.dtype)
 
     def features(self, llm: FrozenLLM, texts: list[str]) -> list[tuple[torch.Tensor, int]]:
@@ -175,7 +175,7 @@ class _Run:
 
     def texts(self, samples: np.ndarray, kind: str) -> list[str]:
         """Captions of one kind, empty where a sample has none."""
-        return [self.index.text(s).get(kind) or "" for s in samples]
+        return [self.index.text(s).get(kind) or "" for s in samples.tolist()]
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

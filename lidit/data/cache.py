@@ -85,7 +85,7 @@ class Cache:
         """Latents of samples of one image shape, float32."""
         height, width = (int(self._index.column(side)[samples[0]]) for side in ("height", "width"))
         name = f"latent/{height}x{width}"
-        return torch.stack([self._shard(self._index.place(s)[0])[name][self._row[s]] for s in samples]).float()
+        return torch.stack([self._shard(self._index.place(s)[0])[name][self._row[s]] for s in samples.tolist()]).float()
 
     def features(self, samples: np.ndarray, dense: bool, blank: np.ndarray) -> list[Features] | None:
         """Per LLM, features of the samples' captions, padded on the right; those of the empty caption where `blank`."""
@@ -98,7 +98,7 @@ class Cache:
                 (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"]))
                 if b
                 else self._tokens(s, f"llm{llm}/{KINDS[dense]}")
-                for s, b in zip(samples, blank, strict=True)
+                for s, b in zip(samples.tolist(), blank.tolist(), strict=True)
             ]
             lengths = torch.tensor([len(tokens) for tokens, _ in rows])
             mask = torch.arange(int(lengths.max())) < lengths[:, None]

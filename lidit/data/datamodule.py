@@ -36,15 +36,15 @@ class Samples(Dataset):
 
     def __getitem__(self, plan: Plan) -> Batch:
         """The batch of a plan."""
-        index, cache = self.index, self.cache
-        prompts = [caption(index.text(s), plan.dense, b) for s, b in zip(plan.samples, plan.blank, strict=True)]
-        batch = Batch([index.key(s) for s in plan.samples], prompts)
+        index, cache, samples = self.index, self.cache, plan.samples.tolist()
+        prompts = [caption(index.text(s), plan.dense, b) for s, b in zip(samples, plan.blank.tolist(), strict=True)]
+        batch = Batch([index.key(s) for s in samples], prompts)
         if cache is not None:
             batch.features = cache.features(plan.samples, plan.dense, plan.blank)
         if cache is not None and cache.has_latents:
             batch.latent = cache.latents(plan.samples)
         else:
-            batch.image = to_tensor([index.image(s) for s in plan.samples])
+            batch.image = to_tensor([index.image(s) for s in samples])
         return batch
 
 

@@ -2,7 +2,7 @@
 
 A WebDataset stream cannot say where it is, and exact resume is what users of the peers ask for most. Here the order is
 a function of (seed, epoch, position) over an index of the tars: a run's position is one integer, any number of ranks
-and workers shows the same global batches, and stopping anywhere resumes exactly. Imports no torch.
+and workers shows the same global batches, and stopping anywhere resumes exactly.
 """
 
 from __future__ import annotations

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 
 def to_tensor(images: list[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
     """Images of one shape, uint8 (H W 3), as float32 in [-1, 1]. No augmentation, as in the paper."""
-    import torch
-
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return stacked.contiguous().float().div_(127.5).sub_(1)
 

@@ -18,10 +18,10 @@ def index(shards: Path) -> ShardIndex:
     return ShardIndex(str(shards))
 
 
-class Table:
-    """The columns of many samples, without shards."""
+class Table(ShardIndex):
+    """The columns of many samples that have no shards."""
 
-    def __init__(self, count: int, dense: float = 1.0) -> None:
+    def __init__(self, count: int, dense: float = 1.0) -> None:  # reads nothing
         rng = np.random.default_rng(0)
         self.columns = {
             "height": np.full(count, 256),
