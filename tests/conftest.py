@@ -1,0 +1,124 @@
+"""Real models of a few thousand random parameters, saved as transformers and diffusers save them; no network."""
+
+from __future__ import annotations
+
+import os
+
+# before the first import of torch or transformers: the tests share two cores, and may not ask the hub for anything
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer used before a fork would warn in every child
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+SENTENCES = ["a red circle to the left of a blue square", "Describe the image by detailing the color and shape:"]
+# Llama 3's manner: a beginning-of-text token, roles between header tokens, turns stripped and closed by <|eot_id|>
+LLAMA_SPECIALS = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}"
+    "<|start_header_id|>{{ turn.role }}<|end_header_id|>\n\n{{ turn.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+# Qwen's manner (ChatML): no beginning-of-text token, a system turn of its own unless one is given
+QWEN_SPECIALS = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
+QWEN_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Llama of 4 blocks and width 32, with a tokenizer and a chat template in the manner of Llama 3."""
+    tokenizer = byte_tokenizer(LLAMA_SPECIALS, LLAMA_TEMPLATE, bos=LLAMA_SPECIALS[0])
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**tiny_sizes(32, tokenizer), rope_parameters={"rope_theta": 5e5}))
+    return saved(model, tokenizer, tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen2 of 4 blocks and width 48, with a tokenizer and a chat template in the manner of Qwen."""
+    tokenizer = byte_tokenizer(QWEN_SPECIALS, QWEN_TEMPLATE, bos=None)
+    torch.manual_seed(1)
+    return saved(Qwen2ForCausalLM(Qwen2Config(**tiny_sizes(48, tokenizer))), tokenizer, tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an AutoencoderKL: 8x down, 4 latent channels, scale and shift unlike 1 and 0."""
+    torch.manual_seed(2)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=1.5,
+        shift_factor=0.1,
+        sample_size=64,
+    )
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(specials: list[str], template: str, bos: str | None) -> PreTrainedTokenizerFast:
+    """A fast byte-level BPE tokenizer; the first special token pads, the second ends a turn."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=specials[1],
+        pad_token=specials[0],
+        additional_special_tokens=specials[2:],
+    )
+    fast.chat_template = template
+    return fast
+
+
+def tiny_sizes(width: int, tokenizer: PreTrainedTokenizerFast) -> dict:
+    """Config of a causal LLM of 4 blocks."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """The folder, with model and tokenizer in it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
