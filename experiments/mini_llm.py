@@ -212,12 +212,12 @@ def perplexity(model: PreTrainedModel, documents: list[Document], pad: int) -> f
     return round(math.exp(total / tokens), 4)
 
 
-def card(out: str, config: str, count: int = 500, seed: int = 10_000) -> None:
+def card(out: str, recipe: str, count: int = 500, seed: int = 10_000) -> None:
     """Measure held-out perplexity and write card.json beside the weights.
 
     Args:
         out: the trained model's folder.
-        config: the YAML it was trained by, for the record.
+        recipe: the YAML it was trained by, for the record.
         count: held-out documents of each kind.
         seed: of the held-out documents.
     """
@@ -226,7 +226,7 @@ def card(out: str, config: str, count: int = 500, seed: int = 10_000) -> None:
     pad = tokenizer.pad_token_id
     write_card(
         Path(out),
-        made_by=f"python -m experiments.mini_llm train --config {config}",
+        made_by=f"python -m experiments.mini_llm train --config {recipe}",
         seed=0,
         data=f"scene language; measured on {count} captions and {count} dialogues of held-out scenes of seed {seed}",
         measured={
@@ -241,4 +241,4 @@ def card(out: str, config: str, count: int = 500, seed: int = 10_000) -> None:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli({"train": train, "card": card})
+    auto_cli({"train": train, "card": card}, as_positional=False)

@@ -167,7 +167,7 @@ def short_caption(
         ValueError: an unknown form.
     """
     if form is None:
-        form = str(rng.choice(FORMS, p=(0.35, 0.15, 0.25, 0.25)))
+        form = str(rng.choice(FORMS, p=(0.33, 0.12, 0.30, 0.25)))
     if form not in FORMS:
         raise ValueError(f"unknown caption form {form!r}; known: {', '.join(FORMS)}")
     order = rng.permutation(len(scene.objects))

@@ -1,0 +1,92 @@
+"""Exponential moving average of the trained weights, saved, resumed, and used for validation and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class EMA(Callback):
+    """Keep `ema = d ema + (1 - d) weights`, updated once per optimizer step before any checkpoint is written.
+
+    The decay warms up as d = min(decay, (1 + n) / (10 + n)) after n steps, so that the first weights are forgotten soon.
+
+    Args:
+        decay: the limit of d, in [0, 1).
+
+    Raises:
+        ValueError: the decay is outside [0, 1).
+    """
+
+    state_key = "EMA"
+
+    def __init__(self, decay: float = 0.9999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), not {decay}")
+        self.decay = decay
+        self.steps = 0
+        self.average: dict[str, Tensor] = {}
+        self._swapped = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the weights, or go on from a checkpoint's average."""
+        weights = dict(pl_module.named_parameters())
+        if self.average and self.average.keys() != weights.keys():
+            differ = sorted(self.average.keys() ^ weights.keys())[:3]
+            raise ValueError(f"the checkpoint's EMA is of another model ({', '.join(differ)} ...); start a new run")
+        source = self.average or weights
+        self.average = {name: source[name].detach().to(p.device, copy=True) for name, p in weights.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Follow the weights, once per optimizer step."""
+        if trainer.global_step == self.steps:
+            return  # gradients are being accumulated, or the step was skipped
+        self.steps = trainer.global_step
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        weights = [p.detach() for p in pl_module.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        if self.average:
+            self._swap(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on with the weights."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the weights in place when validation is interrupted."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    @contextmanager
+    def swapped(self, pl_module: LightningModule) -> Iterator[None]:
+        """The module with averaged weights, inside a `with` block."""
+        self._swap(pl_module)
+        try:
+            yield
+        finally:
+            self._swap(pl_module)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(kept)
+        self._swapped = not self._swapped
+
+    def state_dict(self) -> dict:
+        """The average and how many steps it has followed."""
+        return {"decay": self.decay, "steps": self.steps, "average": self.average}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a checkpoint; the decay in the config counts."""
+        self.steps, self.average = state_dict["steps"], state_dict["average"]

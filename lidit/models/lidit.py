@@ -1,0 +1,130 @@
+"""The LI-DiT backbone: a diffusion transformer that reads text by cross-attention (LI-DiT, section 3.3, Table 7).
+
+No position embedding: one convolutional block after patchify tells a patch where it is, so that the same weights serve
+any resolution and aspect ratio.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lidit.models.layers import Attention, Mlp, TimestepEmbedding, layer_norm, modulate
+from lidit.models.prompt_encoder import Text
+
+
+class ConvPosition(nn.Module):
+    """The convolutional ResBlock after patchify; zero padding at the borders is its only source of position.
+
+    # UNSTATED: GroupNorm, SiLU and two 3x3 convolutions, the usual ResBlock of diffusion models.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.GroupNorm(32, width, eps=1e-6),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(32, width, eps=1e-6),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        return x + self.block(x)
+
+
+class LIDiTBlock(nn.Module):
+    """Self-attention, cross-attention to the text, MLP; each with shift, scale and gate: nine modulation vectors."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool):
+        super().__init__()
+        self.self_norm, self.cross_norm, self.mlp_norm = layer_norm(width), layer_norm(width), layer_norm(width)
+        self.self_attention = Attention(width, heads, qk_norm)
+        self.cross_attention = Attention(width, heads, qk_norm)
+        self.mlp = Mlp(width, mlp_ratio)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        text: Float[Tensor, "b l d"],
+        visible: Bool[Tensor, "b 1 1 l"],
+        condition: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "b n d"]:
+        shift_s, scale_s, gate_s, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = self.modulation(condition).chunk(9, 1)
+        x = x + gate_s[:, None] * self.self_attention(modulate(self.self_norm(x), shift_s, scale_s))
+        x = x + gate_c[:, None] * self.cross_attention(modulate(self.cross_norm(x), shift_c, scale_c), text, visible)
+        return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
+
+
+class LIDiT(nn.Module):
+    """LI-DiT: predicts velocity or noise of a latent from time and text.
+
+    Args:
+        channels: latent channels.
+        depth: blocks (1B: 28, 10B: 48).
+        width: hidden size (1B: 1152, 10B: 2816).
+        heads: attention heads (1B: 16, 10B: 44).
+        patch: side of a patch in latent pixels.
+        mlp_ratio: hidden width of the MLP over the width.
+        qk_norm: RMSNorm on queries and keys in both attentions.
+
+    Raises:
+        ValueError: heads or 32 do not divide the width.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        depth: int = 28,
+        width: int = 1152,
+        heads: int = 16,
+        patch: int = 2,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = True,
+    ):
+        super().__init__()
+        if width % 32:
+            raise ValueError(f"width {width} is no multiple of 32, which the convolution's GroupNorm needs")
+        self.width, self.patch = width, patch
+        self.patchify = nn.Conv2d(channels, width, patch, stride=patch)
+        self.position = ConvPosition(width)
+        self.time = TimestepEmbedding(width)
+        self.text_norm = nn.RMSNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(LIDiTBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.final_norm = layer_norm(width)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final = nn.Linear(width, patch * patch * channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier weights, and zero where DiT has zero: every modulation and the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (*(block.modulation[1] for block in self.blocks), self.final_modulation[1], self.final):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], text: Text) -> Float[Tensor, "b c h w"]:
+        """Predict from the noisy latent x at time t in [0, 1].
+
+        Raises:
+            ValueError: a side of the latent is not a multiple of the patch.
+        """
+        height, width = x.shape[2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"a latent of {width}x{height} does not divide into patches of {self.patch}x{self.patch}")
+        x = self.position(self.patchify(x))
+        rows = x.shape[2]
+        x = x.flatten(2).transpose(1, 2)  # b n d
+        condition = self.time(t) + text.pooled
+        tokens, visible = self.text_norm(text.tokens), text.mask[:, None, None]
+        for block in self.blocks:
+            x = block(x, tokens, visible, condition)
+        shift, scale = self.final_modulation(condition).chunk(2, 1)
+        x = self.final(modulate(self.final_norm(x), shift, scale))
+        x = x.unflatten(1, (rows, -1)).unflatten(-1, (self.patch, self.patch, -1))  # b h/p w/p p p c
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

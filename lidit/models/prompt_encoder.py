@@ -1,0 +1,125 @@
+"""From the features of frozen LLMs to the text the diffusion transformer reads (LI-DiT, section 3, Figure 5).
+
+Each LLM's tokens are projected to the transformer's width, refined without the causal mask, and fused with those of the
+other LLMs; then the instruction is cut and what remains is concatenated. Features come in as tensors, so cached and
+online prompts are the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lidit.models.layers import TimestepEmbedding, masked_mean
+from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, LinguisticTokenRefiner
+
+Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]  # tokens, mask, prompt_start
+
+
+class Text(NamedTuple):
+    """What a backbone reads: tokens, which of them are valid, and one vector for modulation."""
+
+    tokens: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+    pooled: Float[Tensor, "b d"]
+
+
+def truncate(
+    x: Float[Tensor, "b l d"], kept: Bool[Tensor, "b l"]
+) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"]]:
+    """Keep the marked tokens, moved to the front in their order and padded to the longest row."""
+    lengths = kept.sum(1)
+    longest = int(lengths.max())
+    order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+    mask = torch.arange(longest, device=x.device) < lengths[:, None]
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2])), mask
+
+
+class PromptEncoder(nn.Module):
+    """Project, refine, collaborate, truncate, concatenate.
+
+    Args:
+        llm_widths: width of each LLM's features, one per LLM.
+        width: the transformer's width.
+        heads: attention heads of the refiners.
+        refiner_depth: blocks of each linguistic token refiner; 0 for none (Table 2).
+        full_attention: refiners without the causal mask (Table 3).
+        gating: adaptive gates in the refiners (Table 5).
+        fusion: how several LLMs meet (Table 6); by default collaborative where there are at least two.
+        fusion_depth: blocks of the collaborative refiner.
+        truncate: cut the instruction after the refiners, as the paper does, or before them.
+        mlp_ratio: hidden width of the refiners' MLPs over the width.
+
+    Raises:
+        ValueError: no LLM, or a collaborative refiner with only one.
+    """
+
+    def __init__(
+        self,
+        llm_widths: list[int],
+        width: int,
+        heads: int = 16,
+        refiner_depth: int = 2,
+        full_attention: bool = True,
+        gating: bool = True,
+        fusion: Literal["collaborative", "concat"] | None = None,
+        fusion_depth: int = 1,
+        truncate: Literal["after", "before"] = "after",
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        if not llm_widths:
+            raise ValueError("a prompt encoder needs the features of at least one LLM; name one under llms")
+        self.truncate = truncate
+        # UNSTATED: where the width changes; we project first, after a norm, since LLM residual streams are large.
+        self.project = nn.ModuleList(nn.Sequential(nn.RMSNorm(e), nn.Linear(e, width)) for e in llm_widths)
+        # UNSTATED: which tokens the pooled vector averages, and before or after projection; the caption's, after its own.
+        self.pool = nn.ModuleList(nn.Sequential(nn.RMSNorm(e), nn.Linear(e, width)) for e in llm_widths)
+        self.time = TimestepEmbedding(width)
+        self.refiners = nn.ModuleList(
+            LinguisticTokenRefiner(width, heads, refiner_depth, full_attention, gating, mlp_ratio) for _ in llm_widths
+        )
+        collaborative = fusion == "collaborative" or (fusion is None and len(llm_widths) > 1)
+        self.fusion = (
+            CollaborativeRefiner(len(llm_widths), width, heads, fusion_depth, mlp_ratio)
+            if collaborative
+            else ConcatFusion()
+        )
+        self.apply(_initialise)
+        for name, module in self.named_modules():
+            if name.endswith(("gates", "modulation")) and isinstance(module, nn.Linear):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:
+        """Refined text for time t in [0, 1].
+
+        Args:
+            features: per LLM, in the order of `llm_widths`: tokens (b l e), mask (b l) and where the caption starts (b).
+            t: times (b).
+        """
+        time = self.time(t)
+        branches, masks, kepts, pooled = [], [], [], []
+        for i, (tokens, mask, prompt_start) in enumerate(features):
+            tokens = tokens.to(time.dtype)
+            kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= prompt_start[:, None])
+            pooled.append(self.pool[i](masked_mean(tokens, kept)))
+            x = self.project[i](tokens)
+            if self.truncate == "before":
+                x, mask = truncate(x, kept)
+                kept = mask
+            branches.append(self.refiners[i](x, mask, time + pooled[i]))
+            masks.append(mask)
+            kepts.append(kept)
+        branches = self.fusion(branches, masks, [time + p for p in pooled])
+        cut = [truncate(x, kept) for x, kept in zip(branches, kepts, strict=True)]
+        return Text(torch.cat([x for x, _ in cut], 1), torch.cat([m for _, m in cut], 1), torch.stack(pooled).sum(0))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

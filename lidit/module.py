@@ -1,0 +1,114 @@
+"""LI-DiT as a LightningModule: images and prompts to latents and features, an objective, a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lidit.data.datamodule import Batch
+from lidit.models.lidit import LIDiT
+from lidit.models.llm import FrozenLLM
+from lidit.models.prompt_encoder import Features, PromptEncoder
+from lidit.models.vae import FrozenVAE
+from lidit.objectives import DDPM, RectifiedFlow
+
+
+class TextToImage(LightningModule):
+    """A text-to-image diffusion model: frozen LLMs and VAE, a trained prompt encoder and backbone.
+
+    The frozen models are held outside the module tree: no checkpoint, EMA copy or shard mentions them.
+
+    Args:
+        llms: the frozen LLMs that read the prompt, in the order of the prompt encoder's branches.
+        vae: the frozen autoencoder.
+        prompt_encoder: from features to text; given the LLMs' widths and the backbone's width.
+        backbone: from noisy latent, time and text to a prediction; given the latent's channels.
+        objective: what is predicted and how it is trained.
+        learning_rate: peak of AdamW.
+        weight_decay: of AdamW, on matrices alone.
+        betas: of AdamW.
+        warmup_steps: of the learning rate, linear.
+        cosine: after the warm-up, decay to zero at trainer.max_steps; False keeps the peak, as the paper does.
+    """
+
+    def __init__(
+        self,
+        llms: list[FrozenLLM],
+        vae: FrozenVAE,
+        prompt_encoder: Callable[[list[int], int], PromptEncoder],
+        backbone: Callable[[int], LIDiT],
+        objective: RectifiedFlow | DDPM,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
+        warmup_steps: int = 1000,
+        cosine: bool = False,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.llms, self.vae, self.objective = llms, vae, objective
+        self.make_prompt_encoder, self.make_backbone = prompt_encoder, backbone
+        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
+        self.warmup_steps, self.cosine = warmup_steps, cosine
+        self.prompt_encoder: PromptEncoder | None = None
+        self.backbone: LIDiT | None = None
+
+    def configure_model(self) -> None:
+        """Build what is trained; parsing a recipe builds nothing."""
+        if self.backbone is not None:
+            return
+        self.backbone = self.make_backbone(self.vae.channels)
+        self.prompt_encoder = self.make_prompt_encoder([llm.width for llm in self.llms], self.backbone.width)
+
+    def setup(self, stage: str) -> None:
+        """Refuse caches that other frozen models made."""
+        if self.trainer.datamodule is not None:
+            self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
+
+    def encode_prompts(self, prompts: list[str]) -> list[Features]:
+        """Each frozen LLM's features of the prompts, as the prompt encoder reads them."""
+        return [llm.load(self.device)(prompts) for llm in self.llms]
+
+    def predict(self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], features: list[Features]) -> Tensor:
+        """The objective's prediction; the refiners' gates read the time, so the text is encoded for every t."""
+        return self.backbone(x_t, t, self.prompt_encoder(features, t))
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Per-sample loss (b) and the times (b) it was taken at."""
+        latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
+        features = batch.features if batch.features is not None else self.encode_prompts(batch.prompt)
+        return self.objective.loss(lambda x_t, t: self.predict(x_t, t, features), latent, generator)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, _ = self.loss(batch)
+        self.log("train/loss", loss.mean(), prog_bar=True)
+        return loss.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss at the same noise and times in every validation."""
+        loss, _ = self.loss(batch, torch.Generator().manual_seed(batch_idx))
+        self.log("val/loss", loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with warm-up; vectors (biases, norms) do not decay."""
+        groups = [
+            {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step as a share of the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if not self.cosine:
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

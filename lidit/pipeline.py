@@ -1,0 +1,344 @@
+"""From a checkpoint or an exported folder and prompts to images; and from a checkpoint to an exported folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lidit.assets import resolve
+from lidit.models.llm import FrozenLLM
+from lidit.module import TextToImage
+from lidit.samplers import guided, sampler_for
+
+BUNDLED = "bundled:lidit"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+class Pipeline:
+    """A trained model, ready to draw.
+
+    Args:
+        model: built and loaded, for example by `Pipeline.load`.
+    """
+
+    def __init__(self, model: TextToImage):
+        self.model = model.eval()
+
+    @classmethod
+    def load(cls, source: str = BUNDLED, ema: bool = True) -> Pipeline:
+        """A pipeline from `bundled:NAME`, a folder written by `lidit export`, or a checkpoint of `lidit fit`.
+
+        Args:
+            source: where the weights are.
+            ema: from a checkpoint, take the averaged weights; a checkpoint without them is an error then.
+
+        Raises:
+            FileNotFoundError: there is nothing at that place.
+            ValueError: what is there is no such folder or checkpoint, or its weights do not fit its architecture.
+        """
+        path = Path(resolve(source))
+        if path.is_dir():
+            config, weights = read_export(path)
+        elif path.is_file():
+            config, weights = read_checkpoint(path, ema)
+        else:
+            raise FileNotFoundError(f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used")
+        model = build(config)
+        model.configure_model()
+        fit_weights(model, weights, str(source))
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: list[str],
+        noise: Float[Tensor, "b c h w"],
+        steps: int = 25,
+        guidance: float = 4.0,
+        sampler: str | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> Float[Tensor, "b c h w"]:
+        """Clean latents for prompts, from given noise.
+
+        Args:
+            prompts: one per image.
+            noise: the starting points.
+            steps: of the sampler.
+            guidance: classifier-free guidance scale; 1 is none.
+            sampler: euler, heun or ddim; by default the first that fits the objective.
+            interval: lowest and highest time with guidance.
+        """
+        model, b = self.model, len(prompts)
+        features = model.encode_prompts([*prompts, *[""] * b])
+        with_text = [(tokens[:b], mask[:b], start[:b]) for tokens, mask, start in features]
+        predict = guided(
+            lambda x, t: model.predict(x, t, features),
+            lambda x, t: model.predict(x, t, with_text),
+            guidance,
+            interval,
+        )
+        objective = model.objective
+        name = sampler or ("euler" if objective.predicts == "velocity" else "ddim")
+        draw = sampler_for(name, objective.predicts, objective.alpha_sigma)
+        return draw(predict, noise.to(model.device), objective.times(steps, noise.shape[-2:]))
+
+    def noise(self, seeds: list[int], width: int, height: int) -> Float[Tensor, "b c h w"]:
+        """Starting noise, one image per seed, for an image size in pixels; the same on every device.
+
+        Raises:
+            ValueError: the size is not divisible by what the VAE and the patches need.
+        """
+        vae = self.model.vae
+        step = vae.factor * self.model.backbone.patch
+        if width < step or height < step or width % step or height % step:
+            near = " or ".join(f"{fit(width, step, up)}x{fit(height, step, up)}" for up in (False, True))
+            raise ValueError(f"a size of {width}x{height} does not divide by {step}; take {near}")
+        shape = (vae.channels, height // vae.factor, width // vae.factor)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def __call__(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        size: tuple[int, int] = (64, 64),
+        batch_size: int = 32,
+        steps: int = 25,
+        guidance: float = 4.0,
+        sampler: str | None = None,
+    ) -> list[np.ndarray]:
+        """Images uint8 (h w 3), one per prompt and seed; an image depends on its own prompt and seed alone.
+
+        Args:
+            prompts: one per image.
+            seeds: of the noise, one per image.
+            size: width and height in pixels.
+            batch_size: images drawn at once.
+            steps: of the sampler.
+            guidance: classifier-free guidance scale; 1 is none.
+            sampler: as for `latents`.
+        """
+        images = []
+        for i in range(0, len(prompts), batch_size):
+            noise = self.noise(seeds[i : i + batch_size], *size)
+            latent = self.latents(prompts[i : i + batch_size], noise, steps, guidance, sampler)
+            images += to_uint8(self.model.vae.load(latent.device).decode(latent))
+        return images
+
+
+def fit(side: int, step: int, up: bool) -> int:
+    """The nearest multiple of a step below or above a side, at least one step."""
+    return max(1, -(-side // step) if up else side // step) * step
+
+
+def to_uint8(images: Float[Tensor, "b 3 h w"]) -> list[np.ndarray]:
+    """Images in [-1, 1] as uint8 (h w 3)."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def build(config: dict) -> TextToImage:
+    """A TextToImage from the configuration a checkpoint or an exported folder carries; weights come later.
+
+    Raises:
+        ValueError: the configuration does not fit this version's classes.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TextToImage, "model")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": config})).model
+    except ArgumentError as error:
+        raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
+
+
+def read_export(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and weights of an exported folder."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no exported model: it has no {name}; `lidit export` writes such folders")
+    return json.loads((folder / CONFIG).read_text())["model"], load_file(folder / WEIGHTS)
+
+
+def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and weights of a training checkpoint; nothing in it is executed.
+
+    Raises:
+        ValueError: it is no checkpoint of TextToImage, or has no EMA where one is asked for.
+    """
+    import pickle
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no checkpoint that loads safely ({reason}); is it complete?") from None
+    if not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of `lidit fit`: it lacks weights or their configuration")
+    config = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+    if not ema:
+        return config, checkpoint["state_dict"]
+    average = checkpoint.get("callbacks", {}).get("EMA")
+    if average is None:
+        raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
+    return config, average["average"]
+
+
+def fit_weights(model: TextToImage, weights: dict[str, Tensor], source: str) -> None:
+    """Load weights that fit exactly.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    found = {name: tuple(p.shape) for name, p in weights.items()}
+    if expected != found:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        name = wrong[0]
+        raise ValueError(
+            f"{source} is of another architecture: {len(wrong)} tensors differ, first {name}, "
+            f"expected {expected.get(name)}, found {found.get(name)}"
+        )
+    model.load_state_dict(weights)
+
+
+def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
+    """Write a PNG with its prompt, seed and settings as text chunks, complete or not at all."""
+    text = PngImagePlugin.PngInfo()
+    for key, value in facts.items():
+        text.add_itxt(key, str(value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
+    os.replace(temporary, path)
+
+
+def sample(
+    prompt: str | None = None,
+    out: str = "out.png",
+    prompts: str | None = None,
+    n: int = 1,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float = 4.0,
+    size: str = "64x64",
+    sampler: Literal["euler", "heun", "ddim"] | None = None,
+    checkpoint: str = BUNDLED,
+    ema: bool = True,
+) -> None:
+    """Draw what a sentence says.
+
+    Args:
+        prompt: the sentence.
+        out: PNG to write; with several images, a number is added to its name.
+        prompts: a text file with a prompt per line, instead of one prompt.
+        n: images per prompt, with seeds from `seed` on.
+        seed: of the first image's noise; same seed, same picture.
+        steps: of the sampler.
+        guidance: classifier-free guidance scale; 1 is none.
+        size: WIDTHxHEIGHT in pixels.
+        sampler: euler or heun for rectified flow, ddim for noise prediction.
+        checkpoint: a checkpoint of `lidit fit`, a folder of `lidit export`, or the bundled model.
+        ema: take a checkpoint's averaged weights.
+    """
+    texts = read_prompts(prompt, prompts)
+    if n < 1:
+        raise ValueError(f"--n is {n}: draw at least one image per prompt")
+    pairs = [(text, seed + i) for text in texts for i in range(n)]
+    width, height = parse_size(size)
+    pipeline = Pipeline.load(checkpoint, ema)
+    images = pipeline(
+        [text for text, _ in pairs], [s for _, s in pairs], (width, height), steps=steps, guidance=guidance, sampler=sampler
+    )
+    path = Path(out)
+    for i, (image, (text, used)) in enumerate(zip(images, pairs, strict=True)):
+        target = path if len(images) == 1 else path.with_name(f"{path.stem}-{i:04d}{path.suffix or '.png'}")
+        facts = {"prompt": text, "seed": used, "steps": steps, "guidance": guidance, "size": size}
+        save_image(image, target, facts | {"sampler": sampler or "default", "checkpoint": checkpoint})
+        print(f"{target}: {text}")
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str]:
+    """One prompt, or those of a file, a line each.
+
+    Raises:
+        ValueError: neither or both are given, or the file has no prompts.
+        FileNotFoundError: there is no such file.
+    """
+    if (prompt is None) == (file is None):
+        raise ValueError('give either a prompt, as in `lidit sample "a red circle"`, or --prompts FILE')
+    if prompt is not None:
+        return [prompt]
+    lines = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{file} holds no prompts; write one per line")
+    return lines
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Width and height of 'WIDTHxHEIGHT'."""
+    parts = size.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"--size is {size!r}: write WIDTHxHEIGHT in pixels, such as 64x64")
+    return int(parts[0]), int(parts[1])
+
+
+def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+    """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
+
+    Args:
+        checkpoint: of `lidit fit`.
+        out: folder to write; must not exist.
+        ema: the averaged weights instead of the trained ones.
+        dtype: of the stored weights.
+    """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists; choose another folder or remove it first")
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
+    config, weights = read_checkpoint(path, ema)
+    model = build(config)
+    model.configure_model()
+    fit_weights(model, weights, checkpoint)
+    record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
+    try:
+        (temporary / CONFIG).write_text(json.dumps(record, indent=2, default=str) + "\n")
+        kept = {name: p.to(getattr(torch, dtype)).contiguous() for name, p in weights.items()}
+        save_file(kept, temporary / WEIGHTS)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    print(f"{out}: {sum(p.numel() for p in weights.values()) / 1e6:.1f}M parameters in {dtype}")
+
+
+def encode(show: str, llms: list[str] | None = None, max_tokens: int = 256) -> None:
+    """Show how each LLM reads a prompt: its tokens, and which of them the transformer gets.
+
+    Args:
+        show: the prompt.
+        llms: Hugging Face ids or folders; by default the bundled ones.
+        max_tokens: longest caption; tokens after it are cut.
+    """
+    for name in llms or ["bundled:llm_llama", "bundled:llm_qwen"]:
+        tokens = FrozenLLM(name, max_tokens=max_tokens).show(show)
+        kept = [text for text, keep in tokens if keep]
+        print(f"{name}: {len(tokens)} tokens, {len(tokens) - len(kept)} of the instruction cut, {len(kept)} kept")
+        print("  cut : " + " ".join(repr(text)[1:-1] for text, keep in tokens if not keep))
+        print("  kept: " + " ".join(repr(text)[1:-1] for text in kept))
