@@ -82,7 +82,7 @@ class Prompts:
         # the rendered text holds the template's own beginning-of-text token: the tokenizer must not add a second
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        # UNSTATED: which span is kept; the caption's tokens and the one that closes the turn: an empty caption leaves one
+        # UNSTATED: which span is kept; the caption and the token that closes the turn, so that an empty caption leaves one
         close = next(i for i, (first, _) in enumerate(offsets) if first >= end)
         start = next(i for i, (_, last) in enumerate(offsets) if last > end - len(caption) or i == close)
         kept = min(close, start + self.max_tokens)
@@ -146,8 +146,11 @@ class Prompts:
                 add_generation_prompt=True,
                 date_string="26 Jul 2024",  # Llama 3.1 and later put today's date otherwise: no cache would last
             )
-        except TemplateError as error:
-            raise ValueError(f"the chat template of {self.name} refuses the turns: {error}; try system=null") from None
+        except (TemplateError, TypeError) as error:
+            raise ValueError(
+                f"the chat template of {self.name} does not take these turns ({error}); "
+                "try system=null, or template=plain for instruction and caption as bare text"
+            ) from None
 
     @cached_property
     def _chat_template(self) -> tuple[str, bool]:

@@ -153,7 +153,7 @@ class FrozenLLM:
         Raises:
             ValueError: there is no prompt, or a template or setting that does not work with this model.
         """
-        if isinstance(prompts, str) or not prompts:
+        if not prompts or isinstance(prompts, str):  # a text is a list of letters to Python
             raise ValueError(f"{self.name} encodes a list of at least one prompt, got {prompts!r}")
         if self._model is None:
             self.load()
