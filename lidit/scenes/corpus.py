@@ -106,5 +106,3 @@ def dialogues(seed: int, count: int, held: bool = False) -> Iterator[tuple[str, 
 def _extent(scene: Scene) -> tuple[int, int]:
     """The smallest grid of at least three by three cells that holds a scene."""
     return max(3, *(o.row + 1 for o in scene.objects)), max(3, *(o.col + 1 for o in scene.objects))
-
-

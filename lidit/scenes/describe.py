@@ -89,7 +89,7 @@ def enumerate_words(items: list[str]) -> str:
     return ", ".join(items[:-1]) + ", and " + items[-1]
 
 
-def relation_between(a: tuple[float, float], b: tuple[float, float]) -> str | None:
+def relation_between(a: tuple[float | int, float | int], b: tuple[float | int, float | int]) -> str | None:
     """The relation of centre a to centre b (x, y, any unit), or None on a diagonal."""
     dx, dy = a[0] - b[0], a[1] - b[1]
     if abs(dx) == abs(dy):
@@ -99,7 +99,7 @@ def relation_between(a: tuple[float, float], b: tuple[float, float]) -> str | No
     return RELATIONS[2] if dy < 0 else RELATIONS[3]
 
 
-def place_name(x: float, y: float) -> str:
+def place_name(x: float | int, y: float | int) -> str:
     """The part of the image that a relative position (x, y in [0, 1]) lies in: one of nine by thirds."""
     column = ("left", "", "right")[min(2, int(x * 3))]
     row = ("top", "", "bottom")[min(2, int(y * 3))]
@@ -142,9 +142,7 @@ def _relation(scene: Scene, looks: list[Look], rng: np.random.Generator) -> Capt
 def _located(scene: Scene, looks: list[Look], rng: np.random.Generator, shape: tuple[int, int]) -> Caption:
     places = [place_of(o, shape) for o in scene.objects]
     parts = [f"{phrase(look)} {in_place(place)}" for look, place in zip(looks, places, strict=True)]
-    return Caption(
-        enumerate_words(parts), tuple(Fact(look, place=p) for look, p in zip(looks, places, strict=True))
-    )
+    return Caption(enumerate_words(parts), tuple(Fact(look, place=p) for look, p in zip(looks, places, strict=True)))
 
 
 def place_of(o: Object, grid_shape: tuple[int, int]) -> str:
@@ -203,7 +201,7 @@ def dense_caption(scene: Scene, rng: np.random.Generator, grid_shape: tuple[int,
         sentences.append(_brief(look, place) if n > 3 else _sentence(look, place, style=int(rng.integers(3))))
         facts.append(Fact(look, place=place))
     if n == 2:
-        sentences += _relate(*objects, facts)
+        sentences += _relate(objects[0], objects[1], facts)
     for filler in ("There is nothing else to be seen in the picture.", "The drawing is simple, flat and clean."):
         if sum(len(s.split()) for s in sentences) < 40:
             sentences.append(filler)

@@ -19,7 +19,7 @@ from lidit.scenes.patches import difference, patches
 from lidit.scenes.templates import PALETTE, Match, make_templates, rank
 
 MIN_FIT = 0.94  # an object's template explains at least this share of its patch's energy ...
-MIN_MARGIN = 0.01  # ... the runner-up, another shape or texture, explains less by at least this share ...
+MIN_LEAD = 0.2  # ... the runner-up, another shape or texture, leaves at least this much more unexplained ...
 MAX_FLAW = 0.4  # ... and no pixel differs from it by more than this share of the object's contrast
 MAX_COLOR_ERROR = 0.2  # distance in RGB from the fitted to the named colour; the closest two names are 0.33 apart
 PLACE_MARGIN = 0.04  # an object this close to the border between two thirds (share of the side) lies in both
@@ -67,7 +67,7 @@ def is_clear(matches: Sequence[Match]) -> bool:
     best, second = matches[:2]
     odd = np.sqrt(((PALETTE - best.color) ** 2).sum(-1).min())
     explained = best.loss <= 1 - MIN_FIT and best.flaw <= MAX_FLAW
-    return bool(explained and second.loss - best.loss >= MIN_MARGIN and odd <= MAX_COLOR_ERROR)
+    return bool(explained and second.loss >= (1 + MIN_LEAD) * best.loss and odd <= MAX_COLOR_ERROR)
 
 
 def _seen(match: Match, cell: float, shrink: int) -> Seen:
@@ -108,4 +108,4 @@ def _stands(a: Seen, b: Seen, relation: str) -> bool:
 def _lies(seen: Seen, place: str, width: int, height: int) -> bool:
     x, y = seen.x / width, seen.y / height
     around = (-PLACE_MARGIN, 0, PLACE_MARGIN)
-    return place in {place_name(min(1, max(0, x + dx)), min(1, max(0, y + dy))) for dx in around for dy in around}
+    return place in {place_name(max(0.0, x + dx), max(0.0, y + dy)) for dx in around for dy in around}

@@ -74,17 +74,17 @@ def make_templates(cell: float) -> Templates:
     shape = (len(KINDS), len(DIAMETERS), len(SOFTNESS), STEPS, STEPS, 2, side * side)
     pixels = np.empty(shape, np.float32)
     for (k, d, s), gather in zip(np.ndindex(shape[:3]), itertools.cycle(gathers)):
-        for part, values in enumerate(_drawn(*KINDS[k], at / (DIAMETERS[d] * cell / 2))):
+        for part, values in enumerate(_drawn(KINDS[k], at / (DIAMETERS[d] * cell / 2))):
             windows = (gather @ values @ gather.T).reshape(STEPS, side, STEPS, side)
             pixels[k, d, s, :, :, part] = windows.transpose(0, 2, 1, 3).reshape(STEPS, STEPS, side * side)
     return Templates(cell, side, pixels, pixels @ pixels.swapaxes(-1, -2), *_moments_of(pixels[:, :, 0, 0, 0], side))
 
 
-def _drawn(shape: str, texture: str, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(kind: tuple[str, str], at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether each fine point shows the object, and whether its pale tone; points in radii along each axis."""
     u, v = np.meshgrid(at, at)
-    mask = inside(shape, u, v).astype(np.float32)
-    return mask, (mask * tone(texture, u, v)).astype(np.float32)
+    mask = inside(kind[0], u, v).astype(np.float32)
+    return mask, (mask * tone(kind[1], u, v)).astype(np.float32)
 
 
 def _moments_of(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +105,7 @@ def rank(patch: Patch, templates: Templates, background: np.ndarray) -> list[Mat
     kinds = np.arange(len(KINDS))
     size, soft = np.abs(templates.spread - patch.spread).argmin(1), np.zeros_like(kinds)
     place = patch.center - templates.offset[kinds, size]
+    loss, color = np.ones(len(kinds)), np.zeros((len(kinds), 3))  # nothing is explained yet
     for kept, moves in SEARCH:
         sizes = (size[:, None] + moves[:, 2]).clip(0, len(DIAMETERS) - 1)
         softs = (soft[:, None] + moves[:, 3]).clip(0, len(SOFTNESS) - 1)
@@ -116,7 +117,7 @@ def rank(patch: Patch, templates: Templates, background: np.ndarray) -> list[Mat
         kinds, size, soft, place, loss, color = kinds[order], *(a[best] for a in (sizes, softs, places, loss, color))
     flaw = _flaw(patch, templates, background, (kinds, size, soft), place, color)
     return [
-        Match(*KINDS[k], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(lost), float(worst))
+        Match(KINDS[k][0], KINDS[k][1], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(lost), float(worst))
         for k, d, (x, y), c, lost, worst in zip(kinds, size, place, color, loss, flaw, strict=True)
     ]
 

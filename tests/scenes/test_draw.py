@@ -101,7 +101,7 @@ def test_a_texture_alternates_the_color_and_its_pale_tone() -> None:
 
 def test_no_two_kinds_of_object_look_alike() -> None:
     kinds = itertools.product(SHAPES, TEXTURES, SIZES)
-    masks = {k: np.concatenate(stamp(k[0], k[1], (16, 16), SIZES[k[2]] * 21, 32, 32)) for k in kinds}
+    masks = {k: np.concatenate(stamp(k[0], k[1], (16.0, 16.0), SIZES[k[2]] * 21, 32, 32)) for k in kinds}
     for a, b in itertools.combinations(masks, 2):
         assert np.abs(masks[a] - masks[b]).sum() > 5, (a, b)
 

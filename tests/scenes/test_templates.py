@@ -17,8 +17,8 @@ def test_a_template_is_the_drawn_stamp_blurred() -> None:
     blur = blur_matrix(side)
     for k, (shape, texture) in enumerate(KINDS):
         for step in range(STEPS):
-            at = side // 2 + step / STEPS
-            drawn = stamp(shape, texture, (at, side // 2), 0.86 * CELL, side, side)
+            middle = float(side // 2)
+            drawn = stamp(shape, texture, (middle + step / STEPS, middle), 0.86 * CELL, side, side)
             for part, pixels in enumerate(drawn):
                 template = templates.pixels[k, d, 0, 0, step, part].reshape(side, side)
                 error = np.abs(template - blur @ pixels @ blur.T)  # sampled more coarsely than `draw` does
