@@ -1,0 +1,93 @@
+"""The command line: `lidit VERB ...`. Nothing heavy is imported before a verb is known, so that help is at once.
+
+Exit codes: 0 done; 1 the input is wrong; 2 the command line or a recipe is not understood; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentError
+from difflib import get_close_matches
+from importlib import import_module
+
+VERBS = {  # verb: (the function that does it, what it does)
+    "demo": ("lidit.demo:demo", "train a small model for some minutes, then compare it with the bundled one"),
+    "sample": ("lidit.pipeline:sample", "draw what a sentence says"),
+    "encode": ("lidit.pipeline:encode", "show how each LLM reads a prompt, and what the transformer gets of it"),
+    "fit": ("lidit.fit:fit", "train a model from a recipe"),
+    "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),
+    "test": ("lidit.fit:test", "the test loss of a checkpoint"),
+    "export": ("lidit.pipeline:export", "write a folder of safetensors and configuration from a checkpoint"),
+    "prep shard": ("data_prep.shard:shard", "write tar shards of images and captions"),
+    "prep precompute": ("data_prep.precompute:precompute", "compute latents and LLM features of shards once"),
+}
+RECIPES = ("fit", "validate", "test")  # LightningCLI reads their arguments; those of other verbs are their function's
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return the exit code; LIDIT_TRACEBACK=1 shows where an error came from."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except ArgumentError as error:
+        return complain(error, 2)
+    except (ValueError, OSError) as error:
+        return complain(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:  # help has been printed, or Lightning has shut down after an interrupt
+        return 130 if isinstance(stop.__context__, KeyboardInterrupt) else int(stop.code or 0)
+    return 0
+
+
+def run(argv: list[str]) -> None:
+    """Find the verb and do it.
+
+    Raises:
+        ArgumentError: there is no such verb, or it does not take these arguments.
+    """
+    verb = next((verb for verb in (" ".join(argv[:2]), *argv[:1]) if verb in VERBS), None)
+    if verb is None:
+        print_help(argv)
+        return
+    rest = argv[len(verb.split()) :]
+    module, function = VERBS[verb][0].split(":")
+    command = getattr(import_module(module), function)
+    if verb in RECIPES:
+        command(rest)
+        return
+    from lidit.arguments import call
+
+    call(command, f"lidit {verb}", rest)
+
+
+def print_help(argv: list[str]) -> None:
+    """Print all verbs, or those that begin with the word given (`lidit prep`).
+
+    Raises:
+        ArgumentError: no verb begins with the words given.
+    """
+    words = [word for word in argv if word not in ("-h", "--help")]
+    listed = [verb for verb in VERBS if verb.split()[: len(words)] == words]
+    if not listed:
+        nested = any(verb.startswith(f"{words[0]} ") for verb in VERBS)
+        said = " ".join(words[: 2 if nested else 1])
+        near = get_close_matches(said, VERBS, n=1, cutoff=0.5)
+        fix = f"did you mean `lidit {near[0]}`?" if near else "`lidit --help` lists the verbs"
+        raise ArgumentError(None, f"there is no verb {said!r}; {fix}")
+    print("usage: lidit VERB [arguments]      (lidit VERB --help: the arguments of a verb)\n")
+    for verb in listed:
+        print(f"  lidit {verb:<17}{VERBS[verb][1]}")
+    print("\nLIDIT_TRACEBACK=1 in the environment shows where an error came from.")
+
+
+def complain(error: Exception, code: int) -> int:
+    """Say in one line what is wrong, and return the exit code.
+
+    Raises:
+        Exception: the error itself, when the user wants its traceback.
+    """
+    if os.environ.get("LIDIT_TRACEBACK") == "1":
+        raise error
+    print("lidit: error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code

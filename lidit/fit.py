@@ -1,0 +1,76 @@
+"""`lidit fit`, `validate` and `test`: LightningCLI over `TextToImage` and `ShardData`."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from lidit.arguments import parse
+from lidit.data.datamodule import ShardData
+from lidit.module import TextToImage
+
+PARSER = {"allow_abbrev": False, "exit_on_error": False}
+LOGGERS = [
+    {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs", "name": "fit"}}
+    for name in ("TensorBoardLogger", "CSVLogger")
+]
+TRAINER = {"logger": LOGGERS, "use_distributed_sampler": False}  # ShardData gives each rank its share itself
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI whose complaints are short, and whose loggers write one folder per run."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The verbs, with the arguments of the Trainer's method that the recipe gives otherwise."""
+        given = {"model", "dataloaders", "datamodule"}
+        return {"fit": given | {"train_dataloaders", "val_dataloaders"}, "validate": given, "test": given}
+
+    def parse_arguments(self, parser: ArgumentParser, args: list[str]) -> None:
+        self.config = parse(parser, args, self._subcommand_parsers[args[0]])
+
+    def before_instantiate_classes(self) -> None:
+        """Loggers number their runs one by one: give those that write to one place one number."""
+        loggers = self.config[self.config.subcommand].trainer.logger
+        ours = [each.init_args for each in loggers] if isinstance(loggers, list) else []
+        for init in ours:
+            if init.get("version") is None:
+                init.version = CSVLogger(init.save_dir, init.name).version
+
+
+def run(verb: str, argv: list[str]) -> RecipeCLI:
+    """Run one of Lightning's verbs and return what was built.
+
+    Raises:
+        ArgumentError: the recipe or the command line is not understood.
+        ValueError: the Trainer cannot do what the recipe asks for.
+    """
+    try:
+        return RecipeCLI(
+            TextToImage,
+            ShardData,
+            args=[verb, *argv],
+            parser_kwargs={"prog": "lidit", **PARSER} | {name: dict(PARSER) for name in RecipeCLI.subcommands()},
+            trainer_defaults=TRAINER,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def fit(argv: list[str]) -> None:
+    """Train a model from a recipe."""
+    run("fit", argv)
+
+
+def validate(argv: list[str]) -> None:
+    """Measure the validation loss of a checkpoint."""
+    run("validate", argv)
+
+
+def test(argv: list[str]) -> None:
+    """Measure the test loss of a checkpoint."""
+    run("test", argv)
