@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -122,3 +123,63 @@ def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for `lidit fit`: both tiny LLMs, every part of LI-DiT, on 16 images of 32x32 px that make one batch."""
+    from data_prep.shard import shard
+
+    folder = tmp_path_factory.mktemp("fit")
+    shard(str(folder / "shards"), count=16, sizes=("32x32",), shard_size=16, workers=1)
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder / "logs")}}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    steps = {"max_epochs": -1, "val_check_interval": 2, "check_val_every_n_epoch": None, "log_every_n_steps": 1}
+    recipe = {
+        "seed_everything": 0,
+        "model": {
+            "llms": [{"name": str(name), "dtype": "float32"} for name in (tiny_llama, tiny_qwen)],
+            "vae": {"name": str(tiny_vae)},
+            "prompt_encoder": class_("lidit.models.prompt_encoder.PromptEncoder", heads=2, mlp_ratio=2.0),
+            "backbone": class_("lidit.models.lidit.LIDiT", depth=2, width=32, heads=2),
+            "objective": class_("lidit.objectives.RectifiedFlow", base_size=4),
+            "learning_rate": 1e-2,
+            "warmup_steps": 2,
+        },
+        "data": {"train": str(folder / "shards"), "val": str(folder / "shards"), "batch_size": 16},
+        "trainer": {
+            **steps,
+            **quiet,
+            "accelerator": "cpu",
+            "max_steps": 6,
+            "gradient_clip_val": 1.0,
+            "logger": logger,
+            "callbacks": [
+                class_("lidit.callbacks.ema.EMA", decay=0.9),
+                class_(
+                    "lightning.pytorch.callbacks.ModelCheckpoint",
+                    dirpath=str(folder / "checkpoints"),
+                    filename="{step}",
+                    every_n_train_steps=3,
+                    save_top_k=-1,
+                ),
+            ],
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_recipe: Path) -> Path:
+    """Checkpoint of that recipe after all its 6 steps; beside it `step=3.ckpt`, and logs/ beside their folder."""
+    from lidit.cli import main
+
+    assert main(["fit", "--config", str(tiny_recipe)]) == 0
+    return tiny_recipe.parent / "checkpoints" / "step=6.ckpt"
+
+
+def class_(path: str, **arguments: object) -> dict:
+    """How a recipe names a class and its arguments."""
+    return {"class_path": path, "init_args": arguments}
