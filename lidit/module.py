@@ -101,7 +101,8 @@ class TextToImage(LightningModule):
             {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        # a plain function: of a bound method LambdaLR would save the attributes, which are not its to save
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate(self, step: int) -> float:
