@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lidit.models.source import find_file, load_name
 
@@ -82,7 +82,7 @@ class Prompts:
         # the rendered text holds the template's own beginning-of-text token: the tokenizer must not add a second
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        # UNSTATED: which span is kept; the caption and the token that closes the turn, so that an empty caption leaves one
+        # UNSTATED: which span is kept; the caption and the token that closes the turn: an empty caption leaves one
         close = next(i for i, (first, _) in enumerate(offsets) if first >= end)
         start = next(i for i, (_, last) in enumerate(offsets) if last > end - len(caption) or i == close)
         kept = min(close, start + self.max_tokens)
@@ -91,13 +91,13 @@ class Prompts:
     def show(self, prompt: str) -> list[tuple[str, bool]]:
         """The tokens of a prompt as text, and whether each is kept for the denoiser."""
         ids, start, _ = self.split(prompt)
-        names = self.tokenizer.convert_ids_to_tokens(ids)
-        texts = [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+        names = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in ids]
+        texts = [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
         # a part of a character has no text of its own: show its name
         return [(names[i] if "\ufffd" in text else text, i >= start) for i, text in enumerate(texts)]
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """The LLM's fast tokenizer."""
         find_file(self.name, "config.json", self.revision)  # a wrong name is said here, before transformers is asked
         try:
@@ -107,7 +107,7 @@ class Prompts:
                 f"{self.name} has no tokenizer that loads ({str(error).splitlines()[0]}); "
                 "put its tokenizer.json and tokenizer_config.json beside config.json"
             ) from None
-        if not tokenizer.is_fast:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(
                 f"{self.name} has a slow tokenizer, which does not say where in the text a token is; "
                 "convert it to a fast one and save its tokenizer.json beside config.json"
@@ -134,18 +134,20 @@ class Prompts:
 
     def _chat(self, content: str, template: str, parts: bool) -> str:
         # UNSTATED: the system prompt; the template's own unless one is given
-        turns = [{"role": "system", "content": self.system}] if self.system is not None else []
-        turns.append({"role": "user", "content": content})
-        if parts:
-            turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+        said = [("system", self.system)] if self.system is not None else []
+        turns: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+            for role, text in [*said, ("user", content)]
+        ]
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 turns,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
                 date_string="26 Jul 2024",  # Llama 3.1 and later put today's date otherwise: no cache would last
             )
+            return str(text)
         except (TemplateError, TypeError) as error:
             raise ValueError(
                 f"the chat template of {self.name} does not take these turns ({error}); "

@@ -116,9 +116,13 @@ class FrozenLLM:
 
     def load(self, device: str | torch.device = "cpu") -> FrozenLLM:
         """Read the needed weights once and put them on a device; again: only move them."""
-        model = self._model if self._model is not None else self._read().eval().requires_grad_(False)
-        self._model = model.to(device)
+        self._ready().to(device)
         return self
+
+    def _ready(self) -> Any:  # the PreTrainedModel; type checkers misread its decorated methods
+        if self._model is None:
+            self._model = self._read().eval().requires_grad_(False)
+        return self._model
 
     def _read(self) -> PreTrainedModel:
         """Embeddings and the blocks up to the tapped one: no later block, no head, no vision tower is built or read."""
@@ -155,9 +159,7 @@ class FrozenLLM:
         """
         if not prompts or isinstance(prompts, str):  # a text is a list of letters to Python
             raise ValueError(f"{self.name} encodes a list of at least one prompt, got {prompts!r}")
-        if self._model is None:
-            self.load()
-        model = self._model
+        model = self._ready()
         splits = [self.prompts.split(prompt) for prompt in prompts]
         self._count(splits)
         ids, mask, start = self._pad(splits)

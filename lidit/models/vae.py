@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,8 +76,7 @@ class FrozenVAE:
 
     def load(self, device: str | torch.device = "cpu") -> FrozenVAE:
         """Read the weights once and put them on a device; again: only move them."""
-        model = self._model or self._read().eval().requires_grad_(False)
-        self._model = model.to(device)
+        self._ready().to(device)
         return self
 
     def _read(self) -> AutoencoderKL:
@@ -129,7 +128,7 @@ class FrozenVAE:
     def _shift(self) -> float:
         return self.config.get("shift_factor") or 0.0  # absent or null in VAEs before Stable Diffusion 3
 
-    def _ready(self) -> AutoencoderKL:
+    def _ready(self) -> Any:  # the AutoencoderKL; type checkers misread its decorated methods
         if self._model is None:
-            self.load()
+            self._model = self._read().eval().requires_grad_(False)
         return self._model
