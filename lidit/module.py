@@ -57,6 +57,7 @@ class TextToImage(LightningModule):
         self.warmup_steps, self.cosine = warmup_steps, cosine
         self.prompt_encoder: PromptEncoder | None = None
         self.backbone: LIDiT | None = None
+        self._resumed_random: list[Tensor] | None = None
 
     def configure_model(self) -> None:
         """Build what is trained; parsing a recipe builds nothing."""
@@ -69,6 +70,24 @@ class TextToImage(LightningModule):
         """Refuse caches that other frozen models made."""
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Say where the noise stands: a resumed run draws what an uninterrupted one would."""
+        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        checkpoint["random"] = [torch.get_rng_state(), *on_device]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self._resumed_random = checkpoint.get("random")  # the first checkpoints had none: their runs go on with new noise
+
+    def on_train_start(self) -> None:
+        """Go on with a checkpoint's noise; not sooner, since making the loaders draws from it too."""
+        if self._resumed_random is None:
+            return
+        host, *on_device = [state.cpu() for state in self._resumed_random]
+        torch.set_rng_state(host)
+        if on_device and self.device.type == "cuda":
+            torch.cuda.set_rng_state(on_device[0], self.device)
+        self._resumed_random = None
 
     def encode_prompts(self, prompts: list[str]) -> list[Features]:
         """Each frozen LLM's features of the prompts, as the prompt encoder reads them."""

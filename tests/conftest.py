@@ -160,7 +160,7 @@ def tiny_recipe(tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path, tmp_path_fact
                     "lightning.pytorch.callbacks.ModelCheckpoint",
                     dirpath=str(folder / "checkpoints"),
                     filename="{step}",
-                    every_n_train_steps=3,
+                    every_n_train_steps=1,
                     save_top_k=-1,
                 ),
             ],
@@ -173,7 +173,7 @@ def tiny_recipe(tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path, tmp_path_fact
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_recipe: Path) -> Path:
-    """Checkpoint of that recipe after all its 6 steps; beside it `step=3.ckpt`, and logs/ beside their folder."""
+    """Checkpoint of that recipe after all its 6 steps, beside those of every step; logs are in logs beside their folder."""
     from lidit.cli import main
 
     assert main(["fit", "--config", str(tiny_recipe)]) == 0
