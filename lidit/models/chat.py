@@ -104,7 +104,7 @@ class Prompts:
             tokenizer = AutoTokenizer.from_pretrained(load_name(self.name), revision=self.revision)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
-                f"{self.name} has no tokenizer that loads ({str(error).splitlines()[0]}); "
+                f"{self.name} has no tokenizer that loads ({str(error).partition('\n')[0]}); "
                 "put its tokenizer.json and tokenizer_config.json beside config.json"
             ) from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):

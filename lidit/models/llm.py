@@ -141,7 +141,7 @@ class FrozenLLM:
                 )
         except OSError as error:
             raise FileNotFoundError(
-                f"{self.name} has a config.json but no weights that can be read ({str(error).splitlines()[0]}); "
+                f"{self.name} has a config.json but no weights that can be read ({str(error).partition('\n')[0]}); "
                 "fetch it again, whole"
             ) from None
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
@@ -182,7 +182,7 @@ class FrozenLLM:
             warnings.warn(
                 f"{self.name}: a caption is {cut[0]} tokens longer than max_tokens={self.prompts.max_tokens} "
                 "and is cut there; later ones are only counted",
-                stacklevel=3,
+                stacklevel=4,  # past __call__ and its no_grad
             )
         self.cut += len(cut)
 
