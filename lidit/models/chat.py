@@ -103,6 +103,7 @@ class Prompts:
         try:
             tokenizer = AutoTokenizer.from_pretrained(load_name(self.name), revision=self.revision)
         except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
                 f"{self.name} has no tokenizer that loads ({str(error).partition('\n')[0]}); "
                 "put its tokenizer.json and tokenizer_config.json beside config.json"

@@ -140,6 +140,7 @@ class FrozenLLM:
                     output_loading_info=True,
                 )
         except OSError as error:
+            reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
                 f"{self.name} has a config.json but no weights that can be read ({str(error).partition('\n')[0]}); "
                 "fetch it again, whole"
