@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lidit.models.layers import TimestepEmbedding, masked_mean
-from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, LinguisticTokenRefiner
+from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, LinguisticTokenRefiner, zeroed
 
 Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]  # tokens, mask, prompt_start
 
@@ -76,7 +76,7 @@ class PromptEncoder(nn.Module):
         self.truncate = truncate
         # UNSTATED: where the width changes; we project first, after a norm, since LLM residual streams are large.
         self.project = nn.ModuleList(nn.Sequential(nn.RMSNorm(e), nn.Linear(e, width)) for e in llm_widths)
-        # UNSTATED: which tokens the pooled vector averages, and before or after projection; the caption's, after its own.
+        # UNSTATED: which tokens the pooled vector averages, and where; the caption's, after a projection of its own.
         self.pool = nn.ModuleList(nn.Sequential(nn.RMSNorm(e), nn.Linear(e, width)) for e in llm_widths)
         self.time = TimestepEmbedding(width)
         self.refiners = nn.ModuleList(
@@ -91,14 +91,13 @@ class PromptEncoder(nn.Module):
         self.apply(_initialise)
         for name, module in self.named_modules():
             if name.endswith(("gates", "modulation")) and isinstance(module, nn.Linear):
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+                zeroed(module)
 
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:
         """Refined text for time t in [0, 1].
 
         Args:
-            features: per LLM, in the order of `llm_widths`: tokens (b l e), mask (b l) and where the caption starts (b).
+            features: per LLM, in the order of `llm_widths`: tokens (b l e), mask (b l), start of the caption (b).
             t: times (b).
         """
         time = self.time(t)

@@ -1,7 +1,7 @@
 """The linguistic token refiner and the collaborative refiner (LI-DiT, sections 3.1 and 3.2, Figure 5).
 
-Next-token features are made for predicting the next token and see only what came before. The first refiner re-reads each
-LLM's tokens without the causal mask; the second lets the tokens of several LLMs read each other.
+Next-token features are made for predicting the next token and see only what came before. The first refiner re-reads
+each LLM's tokens without the causal mask; the second lets the tokens of several LLMs read each other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lidit.models.layers import Attention, Mlp, layer_norm, modulate
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer, giving zero until it has been trained."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class RefinerBlock(nn.Module):
@@ -25,7 +32,7 @@ class RefinerBlock(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, mlp_ratio)
-        self.gates = nn.Linear(width, 2 * width) if gating else None
+        self.gates = zeroed(nn.Linear(width, 2 * width)) if gating else None
 
     def forward(
         self, x: Float[Tensor, "b l d"], visible: Bool[Tensor, "b 1 #l l"], condition: Float[Tensor, "b d"]
@@ -88,7 +95,7 @@ class CollaborativeBlock(nn.Module):
         self.norm, self.context_norm, self.mlp_norm = layer_norm(width), layer_norm(width), layer_norm(width)
         self.attention = Attention(width, heads)
         self.mlp = Mlp(width, mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
 
     def forward(
         self,
@@ -120,7 +127,7 @@ class CollaborativeRefiner(nn.Module):
     def __init__(self, branches: int, width: int, heads: int, depth: int = 1, mlp_ratio: float = 4.0):
         super().__init__()
         if branches < 2:
-            raise ValueError(f"a collaborative refiner needs at least 2 LLMs, not {branches}; use fusion: concat with one")
+            raise ValueError(f"a collaborative refiner needs at least 2 LLMs, not {branches}; set fusion=concat")
         self.layers = nn.ModuleList(
             nn.ModuleList(CollaborativeBlock(width, heads, mlp_ratio) for _ in range(branches)) for _ in range(depth)
         )
