@@ -77,7 +77,7 @@ class TextToImage(LightningModule):
         checkpoint["random"] = [torch.get_rng_state(), *on_device]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self._resumed_random = checkpoint.get("random")  # the first checkpoints had none: their runs go on with new noise
+        self._resumed_random = checkpoint.get("random")  # none in older checkpoints: new noise
 
     def on_train_start(self) -> None:
         """Go on with a checkpoint's noise; not sooner, since making the loaders draws from it too."""

@@ -54,7 +54,9 @@ class Pipeline:
         elif path.is_file():
             config, weights = read_checkpoint(path, ema)
         else:
-            raise FileNotFoundError(f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used")
+            raise FileNotFoundError(
+                f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used"
+            )
         model = build(config)
         model.configure_model()
         fit_weights(model, weights, str(source))
@@ -260,7 +262,12 @@ def sample(
     width, height = parse_size(size)
     pipeline = Pipeline.load(checkpoint, ema)
     images = pipeline(
-        [text for text, _ in pairs], [s for _, s in pairs], (width, height), steps=steps, guidance=guidance, sampler=sampler
+        [text for text, _ in pairs],
+        [s for _, s in pairs],
+        (width, height),
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
     )
     path = Path(out)
     for i, (image, (text, used)) in enumerate(zip(images, pairs, strict=True)):

@@ -173,7 +173,7 @@ def tiny_recipe(tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path, tmp_path_fact
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_recipe: Path) -> Path:
-    """Checkpoint of that recipe after all its 6 steps, beside those of every step; logs are in logs beside their folder."""
+    """Checkpoint of that recipe after its 6 steps, beside those of every step; the logs are in ../logs."""
     from lidit.cli import main
 
     assert main(["fit", "--config", str(tiny_recipe)]) == 0

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class EMA(Callback):
     """Keep `ema = d ema + (1 - d) weights`, updated once per optimizer step before any checkpoint is written.
 
-    The decay warms up as d = min(decay, (1 + n) / (10 + n)) after n steps, so that the first weights are forgotten soon.
+    The decay warms up as d = min(decay, (1 + n) / (10 + n)) in the n-th step, so that the first weights are forgotten
+    soon. A step that left no gradient (`Guard` skipped it) is not followed and not counted.
 
     Args:
         decay: the limit of d, in [0, 1).
@@ -30,23 +32,37 @@ class EMA(Callback):
         self.decay = decay
         self.steps = 0
         self.average: dict[str, Tensor] = {}
+        self._global_step = 0  # the trainer's, when last looked at; counts skipped steps too
         self._swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the weights, or go on from a checkpoint's average."""
+        """Start from the weights, or go on from a checkpoint's average.
+
+        Raises:
+            ValueError: the checkpoint's average is of another model, or the weights are sharded.
+        """
         weights = dict(pl_module.named_parameters())
+        if any(isinstance(p, DTensor) for p in weights.values()):
+            raise ValueError("EMA cannot save the average of sharded weights; train with strategy ddp or without EMA")
         if self.average and self.average.keys() != weights.keys():
             differ = sorted(self.average.keys() ^ weights.keys())[:3]
             raise ValueError(f"the checkpoint's EMA is of another model ({', '.join(differ)} ...); start a new run")
         source = self.average or weights
         self.average = {name: source[name].detach().to(p.device, copy=True) for name, p in weights.items()}
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know where a resumed run stands."""
+        self._global_step = trainer.global_step
+
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """Follow the weights, once per optimizer step."""
-        if trainer.global_step == self.steps:
-            return  # gradients are being accumulated, or the step was skipped
-        self.steps = trainer.global_step
+        if trainer.global_step == self._global_step:
+            return  # gradients are being accumulated
+        self._global_step = trainer.global_step
+        if all(p.grad is None for p in pl_module.parameters()):
+            return  # the step was skipped
+        self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         weights = [p.detach() for p in pl_module.parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
@@ -68,7 +84,10 @@ class EMA(Callback):
 
     @contextmanager
     def swapped(self, pl_module: LightningModule) -> Iterator[None]:
-        """The module with averaged weights, inside a `with` block."""
+        """The module with averaged weights, inside a `with` block; during validation it has them already."""
+        if self._swapped:
+            yield
+            return
         self._swap(pl_module)
         try:
             yield

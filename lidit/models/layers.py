@@ -12,7 +12,9 @@ from torch.nn import functional as F
 FREQUENCIES = 256  # channels of the sinusoidal timestep embedding (DiT)
 
 
-def modulate(x: Float[Tensor, "b l d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Float[Tensor, "b l d"]:
+def modulate(
+    x: Float[Tensor, "b l d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+) -> Float[Tensor, "b l d"]:
     """Shift and scale after a norm: `x (1 + scale) + shift`, one vector per sample."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
@@ -90,7 +92,7 @@ class Attention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention (b heads q d); in float32 on the CPU, whose bfloat16 backward is ten times slower."""
+    """Scaled dot-product attention (b heads q d); in float32 on the CPU, where bfloat16 is ten times slower."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):

@@ -52,7 +52,8 @@ class LIDiTBlock(nn.Module):
         visible: Bool[Tensor, "b 1 1 l"],
         condition: Float[Tensor, "b d"],
     ) -> Float[Tensor, "b n d"]:
-        shift_s, scale_s, gate_s, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = self.modulation(condition).chunk(9, 1)
+        vectors = self.modulation(condition).chunk(9, 1)
+        shift_s, scale_s, gate_s, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = vectors
         x = x + gate_s[:, None] * self.self_attention(modulate(self.self_norm(x), shift_s, scale_s))
         x = x + gate_c[:, None] * self.cross_attention(modulate(self.cross_norm(x), shift_c, scale_c), text, visible)
         return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
