@@ -105,7 +105,7 @@ class Prompts:
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
-                f"{self.name} has no tokenizer that loads ({str(error).partition('\n')[0]}); "
+                f"{self.name} has no tokenizer that loads ({reason}); "
                 "put its tokenizer.json and tokenizer_config.json beside config.json"
             ) from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):

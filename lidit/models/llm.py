@@ -142,7 +142,7 @@ class FrozenLLM:
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
-                f"{self.name} has a config.json but no weights that can be read ({str(error).partition('\n')[0]}); "
+                f"{self.name} has a config.json but no weights that can be read ({reason}); "
                 "fetch it again, whole"
             ) from None
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
