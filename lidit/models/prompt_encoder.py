@@ -78,11 +78,12 @@ class PromptEncoder(nn.Module):
         self.project = nn.ModuleList(nn.Sequential(nn.RMSNorm(e), nn.Linear(e, width)) for e in llm_widths)
         # UNSTATED: which tokens the pooled vector averages, and where; the caption's, after a projection of its own.
         self.pool = nn.ModuleList(nn.Sequential(nn.RMSNorm(e), nn.Linear(e, width)) for e in llm_widths)
-        self.time = TimestepEmbedding(width)
+        collaborative = fusion == "collaborative" or (fusion is None and len(llm_widths) > 1)
+        timed = (gating and refiner_depth > 0) or (collaborative and fusion_depth > 0)
+        self.time = TimestepEmbedding(width) if timed else None  # one that nothing reads would get no gradient
         self.refiners = nn.ModuleList(
             LinguisticTokenRefiner(width, heads, refiner_depth, full_attention, gating, mlp_ratio) for _ in llm_widths
         )
-        collaborative = fusion == "collaborative" or (fusion is None and len(llm_widths) > 1)
         self.fusion = (
             CollaborativeRefiner(len(llm_widths), width, heads, fusion_depth, mlp_ratio)
             if collaborative
@@ -100,7 +101,7 @@ class PromptEncoder(nn.Module):
             features: per LLM, in the order of `llm_widths`: tokens (b l e), mask (b l), start of the caption (b).
             t: times (b).
         """
-        time = self.time(t)
+        time = self.pool[0][1].weight.new_zeros(len(t), 1) if self.time is None else self.time(t)
         branches, masks, kepts, pooled = [], [], [], []
         for i, (tokens, mask, prompt_start) in enumerate(features):
             tokens = tokens.to(time.dtype)
