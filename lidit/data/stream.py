@@ -16,6 +16,8 @@ import numpy as np
 from lidit.data.index import ShardIndex
 from lidit.data.transforms import dropped_captions
 
+LENGTH_WINDOW = 8  # batches whose samples are sorted by caption length
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -65,7 +67,8 @@ class StreamOrder:
         self.batch_size, self.seed, self.keep_last = batch_size, seed, keep_last
         self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
         self.shapes = _by_shape(index.column("height"), index.column("width"))
-        self._has_dense = index.column("dense_chars") > 0
+        self._lengths = {name: index.column(name) for name in ("caption_chars", "dense_chars")}
+        self._has_dense = self._lengths["dense_chars"] > 0
         self._epoch, self._batches, self._dense, self._blank = -1, [], [], np.zeros(0, bool)
         full = sum(len(samples) // batch_size for samples in self.shapes.values())
         self.steps_per_epoch = len(self._buckets(0)) if keep_last else full
@@ -112,9 +115,17 @@ class StreamOrder:
             dense, rest = np.split(dense, [batches_with_dense * self.batch_size])
             plain = rng.permutation(np.concatenate([rest, plain]))
             for bucket, kind in ((dense, True), (plain, False)):
+                bucket = self._by_length(bucket, "dense_chars" if kind else "caption_chars")
                 cuts = (np.arange(self._batches_in(len(bucket)) + 1) * self.batch_size).tolist()
                 batches += [(bucket[a:b], kind) for a, b in itertools.pairwise(cuts)]
         return batches
+
+    def _by_length(self, bucket: np.ndarray, column: str) -> np.ndarray:
+        """Sort by caption length within windows of a few batches: less padding, and batches still mix."""
+        window = LENGTH_WINDOW * self.batch_size
+        lengths = self._lengths[column]
+        pieces = [bucket[a : a + window] for a in range(0, len(bucket), window)]
+        return np.concatenate([bucket[:0], *(piece[lengths[piece].argsort(kind="stable")] for piece in pieces)])
 
     def _batches_in(self, samples: int) -> int:
         return -(-samples // self.batch_size) if self.keep_last else samples // self.batch_size

@@ -7,6 +7,7 @@ Any decoder-only model that transformers knows serves; only the part of it that 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,16 +166,36 @@ class FrozenLLM:
         self._count(splits)
         ids, mask, start = self._pad(splits)
         ids, mask, start = ids.to(model.device), mask.to(model.device), start.to(model.device)
-        with torch.autocast(
-            model.device.type, enabled=False
-        ):  # online features come from the arithmetic of cached ones
-            states = model(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-            ).last_hidden_state
+        with torch.autocast(model.device.type, enabled=False):  # cached and online features: one arithmetic
+            states = self._states(model, ids, mask, self._shared(splits))
         return states.masked_fill(~mask[..., None], 0), mask, start
+
+    def _shared(self, splits: list[Split]) -> int:
+        """How many first tokens, the template and the instruction, all sequences of a batch have in common."""
+        if len(splits) == 1 or self.padding_side == "left":
+            return 0
+        shortest = min(len(ids) for ids, _, _ in splits)
+        return min(len(os.path.commonprefix([ids for ids, _, _ in splits])), shortest - 1)
+
+    @staticmethod
+    def _states(model: Any, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], shared: int) -> Float[Tensor, "b l e"]:
+        """Hidden states; the shared first tokens, which under a causal mask see no other, are run once for all rows."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        if not shared:
+            return model(
+                input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
+            ).last_hidden_state
+        first = model(input_ids=ids[:1, :shared], use_cache=True)
+        cache = first.past_key_values
+        cache.batch_repeat_interleave(len(ids))
+        rest = model(
+            input_ids=ids[:, shared:],
+            attention_mask=mask.long(),
+            position_ids=positions[:, shared:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return torch.cat([first.last_hidden_state.expand(len(ids), -1, -1), rest.last_hidden_state], 1)
 
     def _count(self, splits: list[Split]) -> None:
         """Count the captions that were cut, and say so at the first."""

@@ -26,6 +26,7 @@ class Table(ShardIndex):
         self.columns = {
             "height": np.full(count, 256),
             "width": rng.choice([256, 320], count),
+            "caption_chars": rng.integers(10, 200, count),
             "dense_chars": (rng.random(count) < dense) * 90,
         }
 
@@ -40,6 +41,13 @@ def epoch(order: StreamOrder, number: int = 0) -> list[Plan]:
 
 def shown(plans: list[Plan]) -> list[int]:
     return [int(sample) for plan in plans for sample in plan.samples]
+
+
+def test_captions_of_a_batch_are_of_similar_length() -> None:
+    table = Table(6400, dense=0.0)
+    plans = epoch(StreamOrder(table, 32))
+    spreads = [np.ptp(table.column("caption_chars")[plan.samples]) for plan in plans]
+    assert np.mean(spreads) < 0.25 * np.ptp(table.column("caption_chars"))
 
 
 def test_an_epoch_shows_no_sample_twice_and_leaves_out_what_it_says(index: ShardIndex) -> None:
