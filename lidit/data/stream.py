@@ -115,8 +115,8 @@ class StreamOrder:
             dense, rest = np.split(dense, [batches_with_dense * self.batch_size])
             plain = rng.permutation(np.concatenate([rest, plain]))
             for bucket, kind in ((dense, True), (plain, False)):
-                bucket = self._by_length(bucket, "dense_chars" if kind else "caption_chars")
                 cuts = (np.arange(self._batches_in(len(bucket)) + 1) * self.batch_size).tolist()
+                bucket = self._by_length(bucket[: cuts[-1]], "dense_chars" if kind else "caption_chars")
                 batches += [(bucket[a:b], kind) for a, b in itertools.pairwise(cuts)]
         return batches
 

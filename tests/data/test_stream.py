@@ -171,7 +171,7 @@ def test_ranks_of_one_pass_take_equally_many_batches_of_equal_size(index: ShardI
 @pytest.mark.slow
 def test_position_one_million_of_ten_million_samples_takes_seconds() -> None:
     table = Table(10_000_000)
-    start = time.monotonic()
+    start = time.process_time()
     plan = StreamOrder(table, 128).plan(1_000_000)
     assert len(plan.samples) == 128
-    assert time.monotonic() - start < 15
+    assert time.process_time() - start < 15
