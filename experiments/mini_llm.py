@@ -74,7 +74,9 @@ def make_tokenizer(family: str, vocabulary: int, corpus: list[str]) -> PreTraine
     return fast
 
 
-def make_model(family: str, width: int, depth: int, vocabulary: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def make_model(
+    family: str, width: int, depth: int, vocabulary: int, tokenizer: PreTrainedTokenizerFast
+) -> PreTrainedModel:
     """A LlamaForCausalLM or Qwen2ForCausalLM with four heads, two of keys and values, and tied embeddings."""
     shape = {
         "vocab_size": vocabulary,
@@ -187,7 +189,11 @@ def train(
     torch.set_num_threads(threads)
     rng = random.Random(seed)
     answers = [f"{INSTRUCTION} {caption} {answer}" for caption, answer in dialogues(seed, 1000)]
-    corpus = [*texts(seed, 2000), *answers, *["You are a careful observer. You describe pictures. system user assistant"] * 50]
+    corpus = [
+        *texts(seed, 2000),
+        *answers,
+        *["You are a careful observer. You describe pictures. system user assistant"] * 50,
+    ]
     tokenizer = make_tokenizer(family, vocabulary, corpus)
     model = make_model(family, width, depth, vocabulary, tokenizer)
     print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)

@@ -4,6 +4,7 @@ The paper's autoencoder is 8x down with 16 channels and was not published; this 
 a diffusers `AutoencoderKL` like the SD3 and FLUX.1 autoencoders that stand in at paper scale.
 
     python -m experiments.mini_vae train --config experiments/configs/mini_vae.yaml
+    python -m experiments.mini_vae train --config experiments/configs/mini_vae_decoder.yaml
     python -m experiments.mini_vae card --out lidit/assets/vae
 """
 
@@ -45,10 +46,14 @@ def train(
     learning_rate: float = 2e-3,
     kl_weight: float = 3e-4,
     scenes: int = 6000,
+    edge_weight: float = 0.0,
+    start: str | None = None,
     seed: int = 0,
     threads: int = 2,
 ) -> None:
     """Train the autoencoder and save it with its latent statistics as scaling and shift factor.
+
+    With `start`, only the decoder of an earlier autoencoder is trained on: its latents stay what they were.
 
     Args:
         out: folder to write (config.json and safetensors).
@@ -60,12 +65,42 @@ def train(
         learning_rate: peak, after a warm-up, before a cosine to zero.
         kl_weight: weight of the KL divergence per latent element against the pixel loss.
         scenes: drawn images per aspect to train on.
+        edge_weight: weight of the absolute error of neighbouring pixels' differences, which small textures need.
+        start: folder of an autoencoder whose decoder is trained on.
         seed: decides weights, data and order.
         threads: CPU threads.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    vae = AutoencoderKL(
+    vae = AutoencoderKL.from_pretrained(start) if start else make_vae(widths, layers_per_block, latent_channels)
+    if start:
+        vae.encoder.requires_grad_(False)
+    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters; drawing {3 * scenes} scenes", flush=True)
+    sets = [images(seed + i, scenes, w, h) for i, (w, h) in enumerate(((64, 64), (96, 64), (64, 96)))]
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    start = time.time()
+    for step in range(steps):
+        pool = sets[0 if step % 2 == 0 else 1 + step // 2 % 2]
+        pixels = to_signed(pool[torch.randint(len(pool), (batch_size,))])
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, error = vae_loss(vae, pixels, kl_weight, edge_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step} loss {loss.item():.4f} psnr {psnr(error):.1f} {time.time() - start:.0f}s", flush=True)
+    if not start:
+        normalise(vae, to_signed(sets[0][:512]))
+    vae.save_pretrained(out)
+
+
+def make_vae(widths: tuple[int, ...], layers_per_block: int, latent_channels: int) -> AutoencoderKL:
+    """An untrained autoencoder without attention, so that any size goes through it alike."""
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         block_out_channels=widths,
@@ -78,46 +113,29 @@ def train(
         scaling_factor=1.0,
         shift_factor=0.0,
     )
-    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters; drawing {3 * scenes} scenes", flush=True)
-    sets = [images(seed + i, scenes, w, h) for i, (w, h) in enumerate(((64, 64), (96, 64), (64, 96)))]
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    start = time.time()
-    for step in range(steps):
-        pool = sets[0 if step % 2 == 0 else 1 + step // 2 % 2]
-        pixels = to_signed(pool[torch.randint(len(pool), (batch_size,))])
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, error = vae_loss(vae, pixels, kl_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} psnr {psnr(error):.1f} {time.time() - start:.0f}s", flush=True)
-        if step % 500 == 499 or step == steps - 1:
-            save(vae, out, to_signed(sets[0][:512]))
 
 
-def vae_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
-    """Absolute and squared pixel error plus KL; also the mean squared error alone."""
+def vae_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float, edge_weight: float) -> tuple[Tensor, Tensor]:
+    """Absolute and squared pixel error plus KL and edges; also the mean squared error alone."""
     posterior = vae.encode(pixels).latent_dist
     output = vae.decode(posterior.sample()).sample.float()
     error = F.mse_loss(output, pixels)
-    return F.l1_loss(output, pixels) + error + kl_weight * posterior.kl().mean() / posterior.mean[0].numel(), error
+    loss = F.l1_loss(output, pixels) + error + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+    for axis in (2, 3) if edge_weight else ():
+        loss = loss + edge_weight * F.l1_loss(output.diff(dim=axis), pixels.diff(dim=axis))
+    return loss, error
 
 
 def psnr(error: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of images in [-1, 1] from their mean squared error."""
-    return float(10 * torch.log10(4 / error))
+    return float(10 * torch.log10(4 / error.detach()))
 
 
 @torch.no_grad()
-def save(vae: AutoencoderKL, out: str, pixels: Tensor) -> None:
-    """Save with the scale and shift that give latents of zero mean and unit variance."""
+def normalise(vae: AutoencoderKL, pixels: Tensor) -> None:
+    """Set the scale and shift that give latents of zero mean and unit variance."""
     latent = vae.encode(pixels).latent_dist.mode()
     vae.register_to_config(scaling_factor=float(1 / latent.std()), shift_factor=float(latent.mean()))
-    vae.save_pretrained(out)
 
 
 def read_right(scene: Scene, image: np.ndarray) -> int:

@@ -75,6 +75,7 @@ class ShardData(LightningDataModule):
         seed: int = 0,
         dense_probability: float = 0.5,
         caption_dropout: float = 0.1,
+        max_caption_chars: int | None = None,
         cache: str | None = None,
         val_cache: str | None = None,
         allow_commands: bool = False,
@@ -83,7 +84,7 @@ class ShardData(LightningDataModule):
         self.train, self.val, self.cache, self.val_cache = train, val, cache, val_cache
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
-        self.allow_commands = allow_commands
+        self.max_caption_chars, self.allow_commands = max_caption_chars, allow_commands
         self.train_samples: Samples | None = None
         self.val_samples: Samples | None = None
         self._resumed: dict | None = None
@@ -121,7 +122,12 @@ class ShardData(LightningDataModule):
             ValueError: the checkpoint's order is another one, the ranks do not divide the batch, or too few samples.
         """
         order = StreamOrder(
-            self.train_samples.index, self.batch_size, self.seed, self.dense_probability, self.caption_dropout
+            self.train_samples.index,
+            self.batch_size,
+            self.seed,
+            self.dense_probability,
+            self.caption_dropout,
+            max_caption_chars=self.max_caption_chars,
         )
         self._check_resumed()
         self._check_trainer(order.steps_per_epoch)
@@ -154,7 +160,8 @@ class ShardData(LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def _order_settings(self) -> dict:
-        settings = {"batch_size": self.batch_size, "seed": self.seed, "dense_probability": self.dense_probability}
+        names = ("batch_size", "seed", "dense_probability", "max_caption_chars")
+        settings = {name: getattr(self, name) for name in names}
         return settings | ({"shards": self.train_samples.index.digest} if self.train_samples else {})
 
     def _check_resumed(self) -> None:

@@ -45,6 +45,7 @@ class StreamOrder:
         dense_probability: share of dense captions, 0 to 1, among samples that have one.
         caption_dropout: share of captions replaced by the empty one, 0 to 1.
         keep_last: show each bucket's incomplete last batch too (validation).
+        max_caption_chars: leave out samples whose original caption is longer; none: no limit.
 
     Raises:
         ValueError: a setting out of range, or no shape has enough samples for one batch.
@@ -58,6 +59,7 @@ class StreamOrder:
         dense_probability: float = 0.5,
         caption_dropout: float = 0.0,
         keep_last: bool = False,
+        max_caption_chars: int | None = None,
     ) -> None:
         for name, value in (("dense_probability", dense_probability), ("caption_dropout", caption_dropout)):
             if not 0 <= value <= 1:
@@ -68,6 +70,9 @@ class StreamOrder:
         self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
         self.shapes = _by_shape(index.column("height"), index.column("width"))
         self._lengths = {name: index.column(name) for name in ("caption_chars", "dense_chars")}
+        if max_caption_chars is not None:
+            short = self._lengths["caption_chars"] <= max_caption_chars
+            self.shapes = {shape: samples[short[samples]] for shape, samples in self.shapes.items()}
         self._has_dense = self._lengths["dense_chars"] > 0
         self._epoch, self._batches, self._dense, self._blank = -1, [], [], np.zeros(0, bool)
         full = sum(len(samples) // batch_size for samples in self.shapes.values())
@@ -79,7 +84,8 @@ class StreamOrder:
     @property
     def left_out(self) -> int:
         """Samples an epoch does not show because they do not fill a batch."""
-        return 0 if self.keep_last else len(self._has_dense) - self.steps_per_epoch * self.batch_size
+        samples = sum(len(samples) for samples in self.shapes.values())
+        return 0 if self.keep_last else samples - self.steps_per_epoch * self.batch_size
 
     @property
     def never_shown(self) -> dict[tuple[int, int], int]:
