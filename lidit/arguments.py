@@ -28,7 +28,7 @@ def call(function: Callable, prog: str, argv: list[str]) -> None:
     parser.add_argument("--config", action="config", help="a YAML file of these arguments")
     parser.add_function_arguments(function, as_group=False, fail_untyped=True)
     config = parse(parser, name_words(argv, words), parser)
-    values = parser.instantiate_classes(config).as_dict()
+    values = parser.instantiate(config).as_dict()
     del values["config"]
     function(**values)
 

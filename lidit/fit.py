@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
@@ -12,11 +15,17 @@ from lidit.data.datamodule import ShardData
 from lidit.module import TextToImage
 
 PARSER = {"allow_abbrev": False, "exit_on_error": False}
+NUMBERED = ("TensorBoardLogger", "CSVLogger")  # loggers that number their runs
 LOGGERS = [
     {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs", "name": "fit"}}
-    for name in ("TensorBoardLogger", "CSVLogger")
+    for name in NUMBERED
 ]
 TRAINER = {"logger": LOGGERS, "use_distributed_sampler": False}  # ShardData gives each rank its share itself
+NOISE = (
+    "Experiment logs directory",  # of the CSV logger; the recipe has just been saved there
+    "Total length of `list` across ranks is zero",  # without data.val there is no validation
+    ".*isinstance.treespec, LeafSpec",  # Lightning 2.6 with today's torch
+)
 
 
 class RecipeCLI(LightningCLI):
@@ -32,11 +41,11 @@ class RecipeCLI(LightningCLI):
         self.config = parse(parser, args, self._subcommand_parsers[args[0]])
 
     def before_instantiate_classes(self) -> None:
-        """Loggers number their runs one by one: give those that write to one place one number."""
+        """Give loggers that write to one place one number: each would count on from the folder of the one before."""
         loggers = self.config[self.config.subcommand].trainer.logger
-        ours = [each.init_args for each in loggers] if isinstance(loggers, list) else []
-        for init in ours:
-            if init.get("version") is None:
+        for logger in loggers if isinstance(loggers, list) else []:
+            init = logger.init_args
+            if logger.class_path.rpartition(".")[2] in NUMBERED and init.version is None:
                 init.version = CSVLogger(init.save_dir, init.name).version
 
 
@@ -47,6 +56,7 @@ def run(verb: str, argv: list[str]) -> RecipeCLI:
         ArgumentError: the recipe or the command line is not understood.
         ValueError: the Trainer cannot do what the recipe asks for.
     """
+    quiet()
     try:
         return RecipeCLI(
             TextToImage,
@@ -59,6 +69,17 @@ def run(verb: str, argv: list[str]) -> RecipeCLI:
         )
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+
+
+def quiet() -> None:
+    """Leave out what Lightning says at every start and nobody can act on."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()
 
 
 def fit(argv: list[str]) -> None:

@@ -1,0 +1,13 @@
+.PHONY: check test test-all choices
+
+check:  # style, types, import contracts
+	ruff format --check . && ruff check . && pyrefly check && lint-imports --no-cache --no-logo
+
+test:  # the fast tests
+	pytest -m "not slow and not gpu"
+
+test-all:  # every test that this machine can run
+	pytest
+
+choices:  # where the paper says nothing, or we do otherwise: what "faithful" means here
+	@grep -rnE "# (UNSTATED|DEVIATION):" lidit data_prep experiments --include=*.py --include=*.yaml
