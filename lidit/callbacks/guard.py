@@ -1,0 +1,91 @@
+"""Survive a bad batch: a gradient that is not finite is thrown away, and many in a row stop the run."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lidit.data.datamodule import Batch
+
+log = logging.getLogger(__name__)
+
+
+class Guard(Callback):
+    """Skip the optimizer step whose gradient norm is not finite, count it as `guard/skipped`, and name its samples.
+
+    A skipped step leaves weights and optimizer state bitwise as they were: gradients are set to None before clipping,
+    and an optimizer passes over parameters without one. It still counts for the trainer's step and the learning rate.
+    The ranks agree: one bad gradient anywhere skips the step everywhere. The check waits for the device once a step.
+
+    Args:
+        max_in_a_row: so many skipped steps one after the other stop the run.
+
+    Raises:
+        ValueError: max_in_a_row is below 1.
+    """
+
+    def __init__(self, max_in_a_row: int = 10):
+        if max_in_a_row < 1:
+            raise ValueError(f"max_in_a_row of Guard is {max_in_a_row}; it must be at least 1")
+        self.max_in_a_row = max_in_a_row
+        self.skipped = 0  # since the run's first start
+        self._in_a_row = 0
+        self._keys: list[str] = []  # of the samples in the gradient
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse float16.
+
+        Raises:
+            ValueError: the gradients are scaled; the scaler looks for its scale by letting them overflow.
+        """
+        if trainer.precision == "16-mixed":
+            raise ValueError("Guard does not work with precision 16-mixed, whose scaler skips steps; use bf16-mixed")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Remember the samples, over all batches of an accumulated gradient."""
+        self._keys += batch.key
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Throw away a gradient that is not finite; Lightning clips and steps after this.
+
+        Raises:
+            ValueError: too many in a row.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = _local_norm(parameters)
+        keys, self._keys = self._keys, []
+        if trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
+            self._in_a_row = 0
+        else:
+            self._skip(parameters, f"step {trainer.global_step}, rank {trainer.global_rank}", norm.item(), keys)
+        pl_module.log("guard/skipped", float(self.skipped))
+
+    def _skip(self, parameters: list[torch.nn.Parameter], where: str, norm: float, keys: list[str]) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        self.skipped += 1
+        self._in_a_row += 1
+        log.warning("%s: skipped, the gradient's norm is %s; samples: %s", where, norm, ", ".join(keys))
+        if self._in_a_row == self.max_in_a_row:
+            raise ValueError(
+                f"the gradient was not finite in {self._in_a_row} steps in a row; the weights are those before them. "
+                "Resume from the last checkpoint with a lower learning rate, and look at the samples named above"
+            )
+
+    def state_dict(self) -> dict:
+        """How many steps were skipped so far."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Count on."""
+        self.skipped = state_dict["skipped"]
+
+
+def _local_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Norm of the gradients, of this rank's shards alone where they are sharded."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in gradients])

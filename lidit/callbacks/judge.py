@@ -1,0 +1,43 @@
+"""Samples of the miniature world, judged while training: the one callback that knows the world it is in."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lidit.callbacks.samples import Samples
+from lidit.scenes import benchmarks
+
+
+class JudgedSamples(Samples):
+    """`Samples` of a benchmark's prompts, and the judge's score of those same images as `judge/TASK` in every log.
+
+    With few prompts a score is coarse: 16 per task move in steps of 0.06. The benchmark itself is for results.
+
+    Args:
+        benchmark: of `lidit/scenes/benchmarks.py`.
+        count_per_task: prompts per task; a grid shows them task by task.
+        prompt_seed: of the prompts; `seed` is the noise's.
+        settings: as of `Samples`.
+
+    Raises:
+        ValueError: as `Samples`, or no prompts.
+    """
+
+    def __init__(
+        self,
+        benchmark: Literal["attributes", "geneval", "positional_bias", "dense", "heldout"] = "heldout",
+        count_per_task: int = 16,
+        prompt_seed: int = 0,
+        **settings,
+    ):
+        self.benchmark = benchmark
+        self.questions = benchmarks.prompts(benchmark, count_per_task, prompt_seed)
+        super().__init__([question.text for question in self.questions], **settings)
+
+    def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> dict[str, float]:
+        """The judge's scores in [0, 1], per task and overall."""
+        scores = benchmarks.score(self.benchmark, self.questions, images)
+        return {f"judge/{task}": value for task, value in scores.items()}

@@ -1,0 +1,145 @@
+"""Images of fixed prompts from fixed noise during training: the same pictures, getting better."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.distributed.tensor import DTensor
+
+from lidit.callbacks.ema import EMA
+from lidit.module import TextToImage
+from lidit.pipeline import Pipeline, parse_size, save_image
+from lidit.samplers import sampler_for
+
+GAP = 2  # pixels between the images of a grid
+
+
+class Samples(Callback):
+    """Draw a grid every n steps and at the end, to `FOLDER/step-000500.png` in the log directory and to TensorBoard.
+
+    Drawn with averaged weights where there is an `EMA`. Training goes on as if nothing had been drawn: its weights, its
+    modes and its random state are as before. Rank zero draws while the others run on to the next exchange of gradients
+    and wait there, no longer than the process group's time-out (`timeout` of the strategy, 30 minutes); there is no
+    barrier. Sharded weights meet in every forward pass, so then all ranks draw, and rank zero writes.
+
+    The first drawing loads the LLMs and the VAE, also where training reads everything from a cache.
+
+    Args:
+        prompts: what to draw, in the grid's reading order; they stand in the PNG's metadata too.
+        every_n_steps: optimizer steps between drawings.
+        seed: of the first prompt's noise; the next prompt has the next seed.
+        size: WIDTHxHEIGHT of an image in pixels.
+        steps: of the sampler.
+        guidance: classifier-free guidance scale; 1 is none.
+        sampler: euler or heun for rectified flow, ddim for noise prediction; by default the first that fits.
+        batch_size: images drawn at once.
+        folder: in the log directory, and the image's name in TensorBoard.
+
+    Raises:
+        ValueError: no prompts, a number below 1, or a size that is not WIDTHxHEIGHT.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        every_n_steps: int = 500,
+        seed: int = 0,
+        size: str = "64x64",
+        steps: int = 25,
+        guidance: float = 4.0,
+        sampler: Literal["euler", "heun", "ddim"] | None = None,
+        batch_size: int = 32,
+        folder: str = "samples",
+    ):
+        for name, value in {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} of {type(self).__name__} is {value}; it must be at least 1")
+        if not prompts:
+            raise ValueError(f"{type(self).__name__} has no prompts; name at least one, or leave the callback out")
+        self.prompts, self.every_n_steps, self.folder = prompts, every_n_steps, folder
+        self.seeds, self.size = [seed + i for i in range(len(prompts))], parse_size(size)
+        self.settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch_size": batch_size}
+        self._root = Path()
+        self._sharded = False
+        self._drawn = -1
+
+    def setup(self, trainer: Trainer, pl_module: TextToImage, stage: str) -> None:
+        """Find the place to write; every rank asks, since the trainer agrees on it among them."""
+        self._root = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
+        """Refuse what the model cannot draw now, not at the first drawing.
+
+        Raises:
+            ValueError: the size is not divisible by what the VAE and the patches need, or the sampler does not fit.
+        """
+        self._sharded = any(isinstance(p, DTensor) for p in pl_module.parameters())
+        training, objective = pl_module.training, pl_module.objective
+        Pipeline(pl_module).noise(self.seeds[:1], *self.size)
+        pl_module.train(training)
+        if self.settings["sampler"]:
+            sampler_for(self.settings["sampler"], objective.predicts, objective.alpha_sigma)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: TextToImage, *args: object) -> None:
+        """Draw after every n-th optimizer step."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._once_a_step(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: TextToImage) -> None:
+        """Draw what training ends with."""
+        self._once_a_step(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, pl_module: TextToImage) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """The images, one per prompt, as `lidit sample` draws them from a checkpoint of this step."""
+        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        training = pl_module.training
+        try:
+            with isolate_rng(), ema.swapped(pl_module) if ema else nullcontext():
+                return Pipeline(pl_module)(self.prompts, self.seeds, self.size, **self.settings)
+        finally:
+            pl_module.train(training)
+
+    def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> dict[str, float]:
+        """What to log about the images; nothing here."""
+        return {}
+
+    def _once_a_step(self, trainer: Trainer, pl_module: TextToImage) -> None:
+        step = trainer.global_step
+        if step in (0, self._drawn):  # nothing trained yet; or drawn already: with accumulated gradients, at the end
+            return
+        self._drawn = step
+        if trainer.is_global_zero or self._sharded:
+            images = self.draw(trainer, pl_module)
+            if trainer.is_global_zero:
+                self._write(trainer, images, step)
+
+    def _write(self, trainer: Trainer, images: list[np.ndarray], step: int) -> None:
+        picture = grid(images)
+        facts = {"prompts": "\n".join(self.prompts), "seed": self.seeds[0], "step": step, **self.settings}
+        save_image(picture, self._root / self.folder / f"step-{step:06d}.png", facts)
+        scores = self.scores(images)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(self.folder, picture, step, dataformats="HWC")
+            if scores:
+                logger.log_metrics(scores, step)
+
+
+def grid(images: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+    """Images of one size side by side in reading order, near a square, on white."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = images[0].shape[:2]
+    picture = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        picture[y : y + height, x : x + width] = image
+    return picture
