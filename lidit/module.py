@@ -77,6 +77,8 @@ class TextToImage(LightningModule):
         checkpoint["random"] = [torch.get_rng_state(), *on_device]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "state_dict" in checkpoint:  # a sharded checkpoint has its weights elsewhere
+            self.check_weights(checkpoint["state_dict"], "the checkpoint")
         self._resumed_random = checkpoint.get("random")  # none in older checkpoints: new noise
 
     def on_train_start(self) -> None:
@@ -88,6 +90,20 @@ class TextToImage(LightningModule):
         if on_device and self.device.type == "cuda":
             torch.cuda.set_rng_state(on_device[0], self.device)
         self._resumed_random = None
+
+    def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """Refuse weights that do not fit exactly.
+
+        Raises:
+            ValueError: a tensor is missing, left over or of another shape.
+        """
+        expected = {name: tuple(p.shape) for name, p in self.state_dict().items()}
+        found = {name: tuple(p.shape) for name, p in weights.items()}
+        if wrong := sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)):
+            raise ValueError(
+                f"{source} is of another architecture: {len(wrong)} tensors differ, first {wrong[0]}, expected "
+                f"{expected.get(wrong[0])}, found {found.get(wrong[0])}; use the recipe it was trained with"
+            )
 
     def encode_prompts(self, prompts: list[str]) -> list[Features]:
         """Each frozen LLM's features of the prompts, as the prompt encoder reads them."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, PngImagePlugin
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,7 +63,8 @@ class Pipeline:
             )
         model = build(config)
         model.configure_model()
-        fit_weights(model, weights, str(source))
+        model.check_weights(weights, str(source))
+        model.load_state_dict(weights)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
     @torch.no_grad()
@@ -105,8 +110,8 @@ class Pipeline:
         vae = self.model.vae
         step = vae.factor * self.model.backbone.patch
         if width < step or height < step or width % step or height % step:
-            near = " or ".join(f"{fit(width, step, up)}x{fit(height, step, up)}" for up in (False, True))
-            raise ValueError(f"a size of {width}x{height} does not divide by {step}; take {near}")
+            near = dict.fromkeys(f"{fit(width, step, up)}x{fit(height, step, up)}" for up in (False, True))
+            raise ValueError(f"a size of {width}x{height} does not divide by {step}; take {' or '.join(near)}")
         shape = (vae.channels, height // vae.factor, width // vae.factor)
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
@@ -161,17 +166,27 @@ def build(config: dict) -> TextToImage:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TextToImage, "model")
     try:
-        return parser.instantiate_classes(parser.parse_object({"model": config})).model
+        return parser.instantiate_classes(parser.parse_object({"model": copy.deepcopy(config)})).model
     except ArgumentError as error:
         raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
 
 
 def read_export(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration and weights of an exported folder."""
+    """Configuration and weights of an exported folder.
+
+    Raises:
+        ValueError: one of its two files is missing or damaged.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no exported model: it has no {name}; `lidit export` writes such folders")
-    return json.loads((folder / CONFIG).read_text())["model"], load_file(folder / WEIGHTS)
+    try:
+        record, weights = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); write it again with `lidit export`") from None
+    if not (isinstance(record, dict) and isinstance(record.get("model"), dict)):
+        raise ValueError(f"{folder / CONFIG} describes no model; write the folder again with `lidit export`")
+    return record["model"], weights
 
 
 def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
@@ -180,14 +195,15 @@ def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
     Raises:
         ValueError: it is no checkpoint of TextToImage, or has no EMA where one is asked for.
     """
-    import pickle
-
+    if not is_zipfile(path):  # as PyTorch writes them; the end of the file says so
+        raise ValueError(f"{path} is no checkpoint or not a whole one; copy it again, or take an earlier one")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no checkpoint that loads safely ({reason}); is it complete?") from None
-    if not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+    except UnpicklingError:
+        raise ValueError(f"{path} holds more than weights and settings, and is not loaded: it could run code") from None
+    except RuntimeError:
+        raise ValueError(f"{path} is damaged, or is no checkpoint; copy it again, or take an earlier one") from None
+    if not (isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters"} <= checkpoint.keys()):
         raise ValueError(f"{path} is no checkpoint of `lidit fit`: it lacks weights or their configuration")
     config = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
     if not ema:
@@ -198,24 +214,6 @@ def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
     return config, average["average"]
 
 
-def fit_weights(model: TextToImage, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights that fit exactly.
-
-    Raises:
-        ValueError: a tensor is missing, left over or of another shape.
-    """
-    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    found = {name: tuple(p.shape) for name, p in weights.items()}
-    if expected != found:
-        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        name = wrong[0]
-        raise ValueError(
-            f"{source} is of another architecture: {len(wrong)} tensors differ, first {name}, "
-            f"expected {expected.get(name)}, found {found.get(name)}"
-        )
-    model.load_state_dict(weights)
-
-
 def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
     """Write a PNG with its prompt, seed and settings as text chunks, complete or not at all."""
     text = PngImagePlugin.PngInfo()
@@ -223,8 +221,11 @@ def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
         text.add_itxt(key, str(value))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
-    os.replace(temporary, path)
+    try:
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sample(
@@ -258,6 +259,10 @@ def sample(
     texts = read_prompts(prompt, prompts)
     if n < 1:
         raise ValueError(f"--n is {n}: draw at least one image per prompt")
+    if not 0 <= seed < 2**63 - n:
+        raise ValueError(f"--seed is {seed}: take a number from 0 to 2^63")
+    if Path(out).is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file in it, such as {Path(out) / 'out.png'}")
     pairs = [(text, seed + i) for text in texts for i in range(n)]
     width, height = parse_size(size)
     pipeline = Pipeline.load(checkpoint, ema)
@@ -281,14 +286,19 @@ def read_prompts(prompt: str | None, file: str | None) -> list[str]:
     """One prompt, or those of a file, a line each.
 
     Raises:
-        ValueError: neither or both are given, or the file has no prompts.
+        ValueError: neither or both are given, or the file has no prompts or is no text.
         FileNotFoundError: there is no such file.
     """
     if (prompt is None) == (file is None):
         raise ValueError('give either a prompt, as in `lidit sample "a red circle"`, or --prompts FILE')
     if prompt is not None:
         return [prompt]
-    lines = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file of prompts at {file}; write one, a prompt per line")
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no UTF-8 text; write one prompt per line") from None
     if not lines:
         raise ValueError(f"{file} holds no prompts; write one per line")
     return lines
@@ -319,12 +329,12 @@ def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32"
     config, weights = read_checkpoint(path, ema)
     model = build(config)
     model.configure_model()
-    fit_weights(model, weights, checkpoint)
+    model.check_weights(weights, checkpoint)
     record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
     try:
-        (temporary / CONFIG).write_text(json.dumps(record, indent=2, default=str) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
         kept = {name: p.to(getattr(torch, dtype)).contiguous() for name, p in weights.items()}
         save_file(kept, temporary / WEIGHTS)
         os.chmod(temporary, 0o755)
