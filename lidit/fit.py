@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
+from zipfile import is_zipfile
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -39,14 +41,30 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: ArgumentParser, args: list[str]) -> None:
         self.config = parse(parser, args, self._subcommand_parsers[args[0]])
+        given = self.config[self.config.subcommand]
+        # Lightning would put a checkpoint's settings over the recipe's without a word: it learns of it later
+        self.ckpt_path, given.ckpt_path = given.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
         """Give loggers that write to one place one number: each would count on from the folder of the one before."""
-        loggers = self.config[self.config.subcommand].trainer.logger
+        given = self.config[self.config.subcommand]
+        given.ckpt_path = whole(self.ckpt_path)
+        loggers = given.trainer.logger
         for logger in loggers if isinstance(loggers, list) else []:
             init = logger.init_args
             if logger.class_path.rpartition(".")[2] in NUMBERED and init.version is None:
                 init.version = CSVLogger(init.save_dir, init.name).version
+
+
+def whole(checkpoint: str | None) -> str | None:
+    """The path of a checkpoint, if it is not half a file.
+
+    Raises:
+        ValueError: it is.
+    """
+    if checkpoint is not None and Path(checkpoint).is_file() and not is_zipfile(checkpoint):
+        raise ValueError(f"{checkpoint} is no checkpoint or not a whole one; copy it again, or take an earlier one")
+    return checkpoint
 
 
 def run(verb: str, argv: list[str]) -> RecipeCLI:
