@@ -72,7 +72,11 @@ def train(
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    vae = AutoencoderKL.from_pretrained(start) if start else make_vae(widths, layers_per_block, latent_channels)
+    vae = (
+        AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
+        if start
+        else make_vae(widths, layers_per_block, latent_channels)
+    )
     if start:
         vae.encoder.requires_grad_(False)
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters; drawing {3 * scenes} scenes", flush=True)
@@ -95,7 +99,7 @@ def train(
             print(f"step {step} loss {loss.item():.4f} psnr {psnr(error):.1f} {time.time() - start:.0f}s", flush=True)
     if not start:
         normalise(vae, to_signed(sets[0][:512]))
-    vae.save_pretrained(out)
+    vae.half().save_pretrained(out)
 
 
 def make_vae(widths: tuple[int, ...], layers_per_block: int, latent_channels: int) -> AutoencoderKL:
@@ -157,7 +161,7 @@ def card(out: str = "lidit/assets/vae", count: int = 1000, seed: int = 10_000) -
         count: held-out scenes to measure on.
         seed: of the held-out scenes.
     """
-    vae = AutoencoderKL.from_pretrained(out).eval()
+    vae = AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32).eval()
     drawn = list(examples(seed, count, held=True))
     pixels = torch.stack([torch.from_numpy(e.image) for e in drawn]).permute(0, 3, 1, 2)
     output = torch.cat([vae.decode(vae.encode(to_signed(p)).latent_dist.mode()).sample for p in pixels.split(50)])
@@ -165,8 +169,11 @@ def card(out: str = "lidit/assets/vae", count: int = 1000, seed: int = 10_000) -
     found = [read_right(e.scene, image) for e, image in zip(drawn, restored, strict=True)]
     write_card(
         Path(out),
-        made_by="python -m experiments.mini_vae train --config experiments/configs/mini_vae.yaml",
-        seed=0,
+        made_by=[
+            f"python -m experiments.mini_vae train --config experiments/configs/{name}.yaml"
+            for name in ("mini_vae", "mini_vae_decoder")
+        ],
+        seed=[0, 1],
         data=f"drawn scenes; measured on {count} held-out 64x64 scenes of seed {seed}",
         measured={
             "psnr_db": round(psnr(F.mse_loss(output.clamp(-1, 1), to_signed(pixels))), 2),

@@ -211,7 +211,7 @@ def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
     average = checkpoint.get("callbacks", {}).get("EMA")
     if average is None:
         raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
-    return config, average["average"]
+    return config, checkpoint["state_dict"] | average["average"]  # buffers are not averaged
 
 
 def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:

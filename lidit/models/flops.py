@@ -38,12 +38,12 @@ def prompt_encoder_flops(model: PromptEncoder, tokens: list[int], kept: list[int
         tokens: of each LLM's features, instruction and padding included.
         kept: how many of them remain once the instruction is cut, padding included.
     """
-    project = [layers[1] for layers in model.project]
-    d = project[0].out_features
+    d = model.project[0].out_features
     refined = kept if model.truncate == "before" else tokens
     total = _time(d)
-    for linear, refiner, length, rest in zip(project, model.refiners, tokens, refined, strict=True):
+    for linear, refiner, length, rest in zip(model.project, model.refiners, tokens, refined, strict=True):
         total += 2 * (length + 1) * linear.in_features * d  # and one pooled vector
+        total += 2 * length * linear.in_features**2 * model.norms[0].whiten
         for block in refiner.blocks:
             total += _attention(rest, rest, d) + _mlp(block.mlp, rest) + (2 * 2 * d * d if block.gates else 0)
     if isinstance(model.fusion, CollaborativeRefiner):

@@ -143,8 +143,7 @@ class FrozenLLM:
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
-                f"{self.name} has a config.json but no weights that can be read ({reason}); "
-                "fetch it again, whole"
+                f"{self.name} has a config.json but no weights that can be read ({reason}); fetch it again, whole"
             ) from None
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
             raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")

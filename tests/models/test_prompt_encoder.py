@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lidit.models.llm import FrozenLLM
-from lidit.models.prompt_encoder import Features, PromptEncoder, Text, truncate
+from lidit.models.prompt_encoder import FeatureNorm, Features, PromptEncoder, Text, truncate
 from lidit.models.refiners import CollaborativeRefiner, ConcatFusion
 
 WIDTH = 32
@@ -99,7 +99,10 @@ def test_exactly_the_kept_span_is_left_in_its_order(where: str) -> None:
     text = model(batch, torch.tensor([0.1, 0.5]))
     for i in range(2):
         spans = [(x[i, m[i]], int(start[i]) - int(m[i].to(torch.uint8).argmax())) for x, m, start in batch]
-        kept = [project(x[start:].double()) for project, (x, start) in zip(model.project, spans, strict=True)]
+        kept = [
+            project(norm.norm(x[start:].double()))
+            for norm, project, (x, start) in zip(model.norms, model.project, spans, strict=True)
+        ]
         torch.testing.assert_close(rows(text)[i], torch.cat(kept))
 
 
@@ -202,3 +205,16 @@ def test_as_many_tokens_are_left_as_the_llms_say_they_keep(llms: list[FrozenLLM]
     text = encoder()([llm([SHORT, LONG]) for llm in llms], torch.tensor([0.1, 0.5]))
     kept = [sum(sum(keep for _, keep in llm.show(prompt)) for llm in llms) for prompt in (SHORT, LONG)]
     assert text.mask.sum(1).tolist() == kept
+
+
+def test_whitened_features_have_unit_variance_in_every_direction_and_are_measured_once_in_training() -> None:
+    norm = FeatureNorm(8, whiten=True)
+    x = torch.randn(16, 50, 8) @ torch.randn(8, 8) + 3
+    kept = torch.ones(16, 50, dtype=torch.bool)
+    torch.testing.assert_close(norm.eval()(x, kept), norm.norm(x))  # nothing measured yet
+    white = norm.train()(x, kept).flatten(0, 1)
+    assert white.mean(0).abs().max() < 1e-4
+    torch.testing.assert_close(white.T.cov(), torch.eye(8), atol=0.2, rtol=0)
+    before = norm.rotate.clone()
+    norm(torch.randn(2, 50, 8), kept[:2])
+    assert torch.equal(norm.rotate, before)

@@ -55,7 +55,9 @@ def test_a_trained_gate_reads_the_condition() -> None:
 
 def test_depth_zero_leaves_the_tokens_as_they_are() -> None:
     x = tokens(6)
-    assert torch.equal(perturbed(LinguisticTokenRefiner(WIDTH, HEADS, depth=0))(x, mask("xxxxxx", "xxxx.."), condition()), x)
+    assert torch.equal(
+        perturbed(LinguisticTokenRefiner(WIDTH, HEADS, depth=0))(x, mask("xxxxxx", "xxxx.."), condition()), x
+    )
 
 
 @pytest.mark.parametrize("gating", [True, False])
