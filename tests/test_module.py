@@ -1,0 +1,175 @@
+"""One tiny `lidit fit` through the real command: it learns, it saves what is trained alone, it resumes bit for bit."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from lidit.cli import main
+from lidit.data.datamodule import Batch
+from lidit.module import TextToImage
+from lidit.pipeline import Pipeline, build
+
+
+def history(folder: Path, column: str) -> dict[int, str]:
+    """What a run logged, as text: equal text is equal bits."""
+    (metrics,) = folder.rglob("metrics.csv")
+    with metrics.open() as file:
+        return {int(row["step"]): row[column] for row in csv.DictReader(file) if row[column]}
+
+
+def trained(names: dict) -> set[str]:
+    """The parts that the names of some tensors belong to."""
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.fixture
+def logs(tiny_checkpoint: Path) -> Path:
+    return tiny_checkpoint.parents[1] / "logs"
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path) -> dict:
+    return torch.load(tiny_checkpoint, weights_only=True)
+
+
+def test_the_loss_falls_on_one_repeated_batch(logs: Path) -> None:
+    losses = [float(loss) for loss in history(logs, "val/loss").values()]  # the same noise and times each time
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.85 * losses[0]
+    assert len(history(logs, "train/loss")) == 6
+
+
+def test_the_run_keeps_its_whole_recipe(logs: Path, tiny_recipe: Path) -> None:
+    (saved,) = logs.rglob("config.yaml")
+    kept, given = yaml.safe_load(saved.read_text()), yaml.safe_load(tiny_recipe.read_text())
+    assert kept["model"]["learning_rate"] == given["model"]["learning_rate"]
+    assert kept["model"]["prompt_encoder"]["init_args"]["truncate"] == "after"  # a default, said all the same
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_frozen(checkpoint: dict) -> None:
+    assert trained(checkpoint["state_dict"]) == {"prompt_encoder", "backbone"}
+    assert checkpoint["callbacks"]["EMA"]["average"].keys() == checkpoint["state_dict"].keys()
+    (optimizer,) = checkpoint["optimizer_states"]
+    assert len(optimizer["state"]) == len(checkpoint["state_dict"])
+
+
+def test_the_frozen_models_are_no_part_of_the_module_tree(tiny_checkpoint: Path) -> None:
+    model = Pipeline.load(str(tiny_checkpoint)).model
+    model.encode_prompts(["a red circle"])
+    model.vae.load()
+    assert trained(dict(model.named_parameters())) == {"prompt_encoder", "backbone"}
+    assert all(type(module).__module__.startswith(("lidit.", "torch.")) for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_gradient_reaches_every_trained_parameter_and_no_frozen_one(tiny_checkpoint: Path) -> None:
+    model = Pipeline.load(str(tiny_checkpoint), ema=False).model  # after some steps nothing is zero any more
+    batch = Batch(["a", "b"], ["a red circle", "two blue squares"], image=torch.rand(2, 3, 32, 48) * 2 - 1)
+    loss, _ = model.loss(batch, torch.Generator().manual_seed(0))
+    loss.mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    frozen = [model.vae._model, *(llm._model for llm in model.llms)]
+    assert all(p.grad is None and not p.requires_grad for part in frozen for p in part.parameters())
+
+
+def test_load_from_checkpoint_rebuilds_the_model(tiny_checkpoint: Path, checkpoint: dict) -> None:
+    model = TextToImage.load_from_checkpoint(tiny_checkpoint, map_location="cpu")
+    assert all(torch.equal(p, checkpoint["state_dict"][name]) for name, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("step", [3, 4])  # between two validations, and right before one
+def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
+    step: int, tiny_recipe: Path, tiny_checkpoint: Path, logs: Path, tmp_path: Path, checkpoint: dict
+) -> None:
+    resumed = tiny_checkpoint.with_name(f"step={step}.ckpt")
+    elsewhere = [f"--trainer.logger.init_args.save_dir={tmp_path}", f"--trainer.callbacks.dirpath={tmp_path}"]
+    assert main(["fit", "--config", str(tiny_recipe), "--ckpt_path", str(resumed), *elsewhere]) == 0
+    for column in ("train/loss", "val/loss"):
+        whole, rest = history(logs, column), history(tmp_path, column)
+        assert rest == {at: loss for at, loss in whole.items() if at >= step}
+    (last,) = tmp_path.rglob("step=6.ckpt")
+    again = torch.load(last, weights_only=True)
+    assert same(again["state_dict"], checkpoint["state_dict"])
+    assert same(again["callbacks"]["EMA"]["average"], checkpoint["callbacks"]["EMA"]["average"])
+
+
+def same(weights: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return weights.keys() == others.keys() and all(torch.equal(p, others[name]) for name, p in weights.items())
+
+
+def test_a_checkpoint_of_another_architecture_is_not_resumed(
+    tiny_recipe: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    changed = ["--model.backbone.init_args.depth=1", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    assert main(["fit", "--config", str(tiny_recipe), "--ckpt_path", str(tiny_checkpoint), *changed]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the checkpoint is of another architecture" in message
+    assert "backbone.blocks.1." in message
+    assert "use the recipe it was trained with" in message
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"half", "not a whole one"), (None, "not found")])
+def test_a_checkpoint_that_is_missing_or_truncated_is_not_resumed(
+    content: bytes | None, message: str, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = tmp_path / "last.ckpt"
+    if content:
+        place.write_bytes(content)
+    elsewhere = f"--trainer.logger.init_args.save_dir={tmp_path / 'logs'}"
+    assert main(["fit", "--config", str(tiny_recipe), "--ckpt_path", str(place), elsewhere]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("lidit: error: ")
+    assert message in said
+    assert str(place) in said
+
+
+def test_a_setting_given_with_a_checkpoint_counts(tiny_recipe: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    given = ["--model.learning_rate=0.5", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    assert main(["fit", "--config", str(tiny_recipe), "--ckpt_path", str(tiny_checkpoint), *given]) == 0
+    (saved,) = tmp_path.rglob("config.yaml")
+    assert yaml.safe_load(saved.read_text())["model"]["learning_rate"] == 0.5
+
+
+def test_features_made_before_give_the_loss_of_prompts_encoded_now(tiny_checkpoint: Path) -> None:
+    model = Pipeline.load(str(tiny_checkpoint)).model
+    prompts, image = ["a red circle", ""], torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    made = {"features": model.encode_prompts(prompts), "latent": model.vae.load().encode(image)}
+    online, cached = (
+        model.loss(batch, torch.Generator().manual_seed(1))[0]
+        for batch in (Batch(["a", "b"], prompts, image=image), Batch(["a", "b"], prompts, **made))
+    )
+    assert torch.equal(online, cached)
+
+
+@pytest.fixture
+def unbuilt(checkpoint: dict) -> TextToImage:
+    return build({key: value for key, value in checkpoint["hyper_parameters"].items() if not key.startswith("_")})
+
+
+def test_nothing_is_built_before_training_asks_for_it(unbuilt: TextToImage) -> None:
+    assert unbuilt.backbone is None
+    assert unbuilt.state_dict() == {}
+    unbuilt.configure_model()
+    built = unbuilt.backbone
+    unbuilt.configure_model()
+    assert unbuilt.backbone is built
+
+
+def test_the_learning_rate_warms_up_and_then_stays(unbuilt: TextToImage) -> None:
+    unbuilt.warmup_steps = 4
+    assert [unbuilt.rate(step) for step in (0, 1, 3, 4, 1000)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_matrices_decay_and_vectors_do_not(unbuilt: TextToImage) -> None:
+    unbuilt.configure_model()
+    matrices, vectors = unbuilt.configure_optimizers()["optimizer"].param_groups
+    assert matrices["weight_decay"] == unbuilt.weight_decay > 0
+    assert vectors["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in matrices["params"])
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(unbuilt.parameters()))
