@@ -40,7 +40,7 @@ def prompt_encoder_flops(model: PromptEncoder, tokens: list[int], kept: list[int
     """
     d = model.project[0].out_features
     refined = kept if model.truncate == "before" else tokens
-    total = _time(d)
+    total = _time(d) if model.time is not None else 0
     for linear, refiner, length, rest in zip(model.project, model.refiners, tokens, refined, strict=True):
         total += 2 * (length + 1) * linear.in_features * d  # and one pooled vector
         total += 2 * length * linear.in_features**2 * model.norms[0].whiten
