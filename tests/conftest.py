@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -26,6 +27,9 @@ from transformers import (
 )
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# shapes and types of every call are checked; as an option of pytest it would come after the conftests of subfolders,
+# which import lidit, when a subfolder is tested alone
+install_import_hook("lidit", "beartype.beartype")
 
 SENTENCES = ["a red circle to the left of a blue square", "Describe the image by detailing the color and shape:"]
 # Llama 3's manner: a beginning-of-text token, roles between header tokens, turns stripped and closed by <|eot_id|>
