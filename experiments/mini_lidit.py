@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -100,7 +101,7 @@ def show(picture: str = "docs/samples.png", seed: int = 0) -> None:
     for axis, question, image in zip(axes.flat, questions, drawn, strict=True):
         held = all(benchmarks.facts_held(question.facts, np.asarray(image)))
         axis.imshow(image)
-        axis.set_title(question.text, fontsize=8, wrap=True, color="black" if held else "firebrick")
+        axis.set_title(fill(question.text, 30), fontsize=8, color="black" if held else "firebrick")
         axis.axis("off")
     Path(picture).parent.mkdir(parents=True, exist_ok=True)
     Path(picture).write_bytes(as_png(figure))

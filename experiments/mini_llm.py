@@ -1,7 +1,7 @@
 """Train the bundled miniature LLMs: next-token prediction on scene language, then the paper's instruction.
 
-Stand-ins for LLaMA3-8B and Qwen1.5-7B: the same architectures from transformers at one to two million parameters, each with
-a tokenizer and a chat template of its own, so that everything in `lidit` that reads an LLM reads these unchanged.
+Stand-ins for LLaMA3-8B and Qwen1.5-7B: the same architectures from transformers at one to two million parameters, each
+with a tokenizer and a chat template of its own, so that everything in `lidit` that reads an LLM reads these unchanged.
 
     python -m experiments.mini_llm train --config experiments/configs/mini_llm_llama.yaml
     python -m experiments.mini_llm card --out lidit/assets/llm_llama
@@ -37,7 +37,8 @@ from lidit.scenes.corpus import dialogues, texts
 
 IGNORE = -100
 LLAMA_TEMPLATE = """\
-{{ bos_token }}{% if messages[0]['role'] != 'system' %}<|start|>system<|/start|>You describe pictures.<|end|>{% endif %}\
+{{ bos_token }}{% if messages[0]['role'] != 'system' %}\
+<|start|>system<|/start|>You describe pictures.<|end|>{% endif %}\
 {% for message in messages %}<|start|>{{ message['role'] }}<|/start|>{{ message['content'] }}<|end|>{% endfor %}\
 {% if add_generation_prompt %}<|start|>assistant<|/start|>{% endif %}"""
 QWEN_TEMPLATE = """\
@@ -103,7 +104,7 @@ def caption_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int,
 
 
 def dialogue_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int, held: bool = False) -> list[Document]:
-    """The paper's instruction and a caption in the user's turn, the description in the assistant's; that is predicted."""
+    """The instruction and a caption in the user's turn; the description, which is predicted, in the assistant's."""
     documents = []
     for caption, answer in dialogues(seed, count, held):
         turns = [{"role": "user", "content": f"{INSTRUCTION} {caption}"}]
@@ -208,7 +209,7 @@ def train(
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, documents: list[Document], pad: int) -> float:
-    """exp of the mean cross entropy per predicted token."""
+    """Exp of the mean cross entropy per predicted token."""
     total, tokens = 0.0, 0
     for i in range(0, len(documents), 50):
         ids, labels = collate(documents[i : i + 50], pad)

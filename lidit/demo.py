@@ -11,6 +11,7 @@ import shutil
 import time
 from importlib.resources import files
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 
@@ -34,7 +35,8 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse }} td, th {{ padding: .3rem 1rem; border-bottom: 1px solid #ccc; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }} img {{ max-width: 100% }} code {{ background: #f2f2f2; padding: 0 .2rem }}
+th:first-child, td:first-child {{ text-align: left }} img {{ max-width: 100% }}
+code {{ background: #f2f2f2; padding: 0 .2rem }}
 </style></head><body>
 <h1>lidit demo</h1>
 <p>A small LI-DiT was trained from scratch for {minutes:.1f} minutes ({steps} steps) on {scenes} drawn scenes. Below it
@@ -144,7 +146,7 @@ def pairs(questions: list[Prompt], drawn: dict[str, list[np.ndarray]], per_task:
         at = task * per_task + i
         gap = np.full((drawn["demo"][at].shape[0], 4, 3), 255, np.uint8)
         axis.imshow(np.concatenate([drawn["demo"][at], gap, drawn["bundled"][at]], 1))
-        axis.set_title(questions[at].text, fontsize=8, wrap=True)
+        axis.set_title(fill(questions[at].text, 48), fontsize=8)
         axis.axis("off")
     return as_png(figure)
 

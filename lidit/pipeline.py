@@ -335,7 +335,8 @@ def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32"
     temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
     try:
         (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        kept = {name: p.to(getattr(torch, dtype)).contiguous() for name, p in weights.items()}
+        trained = {name for name, _ in model.named_parameters()}  # buffers are statistics: they stay as they are
+        kept = {n: (p.to(getattr(torch, dtype)) if n in trained else p).contiguous() for n, p in weights.items()}
         save_file(kept, temporary / WEIGHTS)
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)

@@ -144,7 +144,7 @@ def tiny_recipe(tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path, tmp_path_fact
         "model": {
             "llms": [{"name": str(name), "dtype": "float32"} for name in (tiny_llama, tiny_qwen)],
             "vae": {"name": str(tiny_vae)},
-            "prompt_encoder": class_("lidit.models.prompt_encoder.PromptEncoder", heads=2, mlp_ratio=2.0),
+            "prompt_encoder": class_("lidit.models.prompt_encoder.PromptEncoder", heads=2, mlp_ratio=2.0, whiten=True),
             "backbone": class_("lidit.models.lidit.LIDiT", depth=2, width=32, heads=2),
             "objective": class_("lidit.objectives.RectifiedFlow", base_size=4),
             "learning_rate": 1e-2,

@@ -111,7 +111,8 @@ def test_an_export_in_bfloat16_is_half_as_large_and_draws(
 ) -> None:
     export(str(tiny_checkpoint), str(tmp_path / "half"), dtype="bfloat16")
     full, half = (load_file(folder / "model.safetensors") for folder in (exported, tmp_path / "half"))
-    assert all(torch.equal(half[name], p.bfloat16()) for name, p in full.items())
+    statistics = {name for name in full if name.endswith(("measured", "center", "rotate"))}
+    assert all(torch.equal(half[name], p if name in statistics else p.bfloat16()) for name, p in full.items())
     assert len(draw(Pipeline.load(str(tmp_path / "half")), PROMPTS[:1], [0])) == 1
 
 

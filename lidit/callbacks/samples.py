@@ -102,7 +102,7 @@ class Samples(Callback):
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         training = pl_module.training
         try:
-            with isolate_rng(), ema.swapped(pl_module) if ema else nullcontext():
+            with ema.swapped(pl_module) if ema else nullcontext():
                 return Pipeline(pl_module)(self.prompts, self.seeds, self.size, **self.settings)
         finally:
             pl_module.train(training)
@@ -117,9 +117,10 @@ class Samples(Callback):
             return
         self._drawn = step
         if trainer.is_global_zero or self._sharded:
-            images = self.draw(trainer, pl_module)
-            if trainer.is_global_zero:
-                self._write(trainer, images, step)
+            with isolate_rng():  # loading and scoring may draw random numbers
+                images = self.draw(trainer, pl_module)
+                if trainer.is_global_zero:
+                    self._write(trainer, images, step)
 
     def _write(self, trainer: Trainer, images: list[np.ndarray], step: int) -> None:
         picture = grid(images)

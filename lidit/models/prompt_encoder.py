@@ -41,9 +41,9 @@ def truncate(
 class FeatureNorm(nn.Module):
     """RMSNorm of one LLM's features without weights, and on request whitening by statistics of the first batch.
 
-    # UNSTATED: the paper names no norm. Residual streams are large, so one is needed; in the miniature LLMs, whose tokens
-    # differ by their class far more than by what they say, colour and shape are a five-hundredth of the variance, and
-    # whitening is what makes them learnable in minutes.
+    # UNSTATED: the paper names no norm. Residual streams are large, so one is needed. In the miniature LLMs tokens
+    # differ by their class far more than by what they say: colour and shape are a five-hundredth of the variance,
+    # and whitening is what makes them learnable in minutes.
 
     Args:
         width: of the features.

@@ -76,12 +76,13 @@ def test_the_average_is_the_closed_form(tmp_path: Path, decay: float) -> None:
     assert ema.steps == 12
 
 
-def test_a_resumed_average_is_bitwise_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    whole, rest = EMA(0.9), EMA(0.9)
-    fit(whole, 10, tmp_path / "whole")
-    fit(EMA(0.9), 5, tmp_path / "parts")
-    model = fit(rest, 10, tmp_path / "parts")
-    assert len(model.path) == 5
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_average_is_bitwise_that_of_an_uninterrupted_run(tmp_path: Path, accumulate: int) -> None:
+    whole, rest, settings = EMA(0.9), EMA(0.9), {"accumulate_grad_batches": accumulate}
+    fit(whole, 10, tmp_path / "whole", **settings)
+    fit(EMA(0.9), 5, tmp_path / "parts", **settings)
+    model = fit(rest, 10, tmp_path / "parts", **settings)
+    assert len(model.path) == 5 * accumulate
     assert rest.steps == whole.steps == 10
     assert same(list(rest.average.values()), list(whole.average.values()))
 

@@ -56,10 +56,19 @@ def test_a_grid_shows_what_the_checkpoint_of_its_step_draws(
         assert Image.open(file).text["prompts"].splitlines() == PROMPTS
 
 
+class Dice(Samples):
+    """Uses up random numbers."""
+
+    def scores(self, images: list[np.ndarray]) -> dict[str, float]:
+        return {"dice": float(torch.rand(3).sum() + np.random.rand())}
+
+
 def test_training_is_bitwise_the_same_with_and_without_samples(built: Callable, loader: Callable) -> None:
     ends = []
     for callbacks in ([EMA, SAMPLES, JUDGED], [EMA]):
         cli = built(*callbacks, max_steps=5)
+        if len(callbacks) > 1:
+            cli.trainer.callbacks.append(Dice(PROMPTS, every_n_steps=1, size="16x16", steps=1, folder="dice"))
         cli.trainer.fit(cli.model, loader(5))
         ends.append(weights(cli.model))
         assert all(module.training for module in cli.model.modules())

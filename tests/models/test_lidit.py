@@ -226,7 +226,15 @@ def features(width: int, seed: int, lengths: tuple[int, int] = (9, 6)) -> Featur
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"truncate": "before"}, {"fusion": "concat"}, {"gating": False}, {"refiner_depth": 0}, {"fusion_depth": 0}],
+    [
+        {},
+        {"truncate": "before"},
+        {"fusion": "concat"},
+        {"gating": False},
+        {"refiner_depth": 0},
+        {"fusion_depth": 0},
+        {"whiten": True},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("widths", [(32,), (32, 48), (32, 48, 24)], ids=str)

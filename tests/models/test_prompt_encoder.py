@@ -22,6 +22,7 @@ SETTINGS = [
     {"gating": False},
     {"refiner_depth": 0},
     {"fusion_depth": 2},
+    {"whiten": True},
 ]
 
 
