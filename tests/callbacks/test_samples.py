@@ -112,8 +112,8 @@ def test_a_right_picture_is_judged_right() -> None:
     callback = JudgedSamples("geneval", count_per_task=1, steps=1)
     (question,) = [q for q in callback.questions if q.task == "colors"]
     look = question.facts[0].look
-    right = draw(Scene((Object(look.shape, look.color, "plain", "large", 1, 1),)), 64, 64, seed=0)
-    images = [right if q is question else np.zeros((64, 64, 3), np.uint8) for q in callback.questions]
+    right = draw(Scene((Object(look.shape, look.color, "plain", "large", 0, 0),)), 32, 32, seed=0)
+    images = [right if q is question else np.zeros((32, 32, 3), np.uint8) for q in callback.questions]
     scores = callback.scores(images)
     assert scores["judge/colors"] == 1
     assert sum(scores.values()) == pytest.approx(1 + 1 / 6)  # the six tasks and their mean
