@@ -123,6 +123,17 @@ def test_every_branch_depends_on_every_other(count: int) -> None:
             assert not torch.allclose(after[i][masks[i]], before[i][masks[i]], atol=1e-3), f"branch {i} misses {j}"
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_branch_is_modulated_by_its_own_condition(changed: int) -> None:
+    xs, masks, conditions = branches(2)
+    refiner = perturbed(CollaborativeRefiner(2, WIDTH, HEADS))
+    before = refiner(xs, masks, conditions)
+    conditions[changed] = conditions[changed].flip(1)
+    after = refiner(xs, masks, conditions)
+    assert not torch.allclose(after[changed], before[changed], atol=1e-3)
+    assert torch.equal(after[1 - changed], before[1 - changed])
+
+
 def test_a_branch_does_not_read_itself_in_one_block() -> None:
     xs, masks, conditions = branches(2)
     refiner = perturbed(CollaborativeRefiner(2, WIDTH, HEADS))
