@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
@@ -78,7 +78,11 @@ def make_tokenizer(family: str, vocabulary: int, corpus: list[str]) -> PreTraine
 def make_model(
     family: str, width: int, depth: int, vocabulary: int, tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
-    """A LlamaForCausalLM or Qwen2ForCausalLM with four heads, two of keys and values, and tied embeddings."""
+    """A LlamaForCausalLM or Qwen2ForCausalLM with four heads, two of keys and values.
+
+    Token embeddings begin at unit variance, not transformers' 0.02, which the first block would swamp: words would then
+    differ by their class alone, and what a word says (its colour, its shape) be a thousandth of a feature's variance.
+    """
     shape = {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -87,12 +91,14 @@ def make_model(
         "num_key_value_heads": 2,
         "intermediate_size": width * 8 // 3 // 32 * 32,
         "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return LlamaForCausalLM(LlamaConfig(**shape)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**shape))
+    model = LlamaForCausalLM(LlamaConfig(**shape)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**shape))
+    nn.init.normal_(model.get_input_embeddings().weight)
+    return model
 
 
 Document = tuple[list[int], int]  # token ids, and how many of them at the start are not to be predicted
@@ -201,7 +207,9 @@ def train(
     pad = tokenizer.pad_token_id
     stream = batches(caption_documents(tokenizer, seed, documents), batch_size, pad, rng)
     optimize(model, stream, steps, learning_rate, "captions")
-    stream = batches(dialogue_documents(tokenizer, seed, documents), batch_size, pad, rng)
+    # a quarter captions, so that they are not forgotten
+    tuning = dialogue_documents(tokenizer, seed, documents) + caption_documents(tokenizer, seed + 1, documents // 3)
+    stream = batches(tuning, batch_size, pad, rng)
     optimize(model, stream, instruct_steps, learning_rate / 3, "instruction")
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,8 @@ from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
 from lidit.models.prompt_encoder import Features, PromptEncoder
 from lidit.models.vae import FrozenVAE
-from lidit.objectives import DDPM, RectifiedFlow
+from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
+from lidit.optimizers import adamw, muon
 
 
 class TextToImage(LightningModule):
@@ -29,9 +31,10 @@ class TextToImage(LightningModule):
         prompt_encoder: from features to text; given the LLMs' widths and the backbone's width.
         backbone: from noisy latent, time and text to a prediction; given the latent's channels.
         objective: what is predicted and how it is trained.
-        learning_rate: peak of AdamW.
-        weight_decay: of AdamW, on matrices alone.
+        learning_rate: peak.
+        weight_decay: on matrices alone.
         betas: of AdamW.
+        optimizer: adamw, as in the paper, or muon for hidden matrices; see `lidit/optimizers.py`.
         warmup_steps: of the learning rate, linear.
         cosine: after the warm-up, decay to zero at trainer.max_steps; False keeps the peak, as the paper does.
     """
@@ -48,16 +51,16 @@ class TextToImage(LightningModule):
         betas: tuple[float, float] = (0.9, 0.99),
         warmup_steps: int = 1000,
         cosine: bool = False,
+        optimizer: Literal["adamw", "muon"] = "adamw",
     ):
         super().__init__()
         self.save_hyperparameters()
         self.llms, self.vae, self.objective = llms, vae, objective
         self.make_prompt_encoder, self.make_backbone = prompt_encoder, backbone
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
-        self.warmup_steps, self.cosine = warmup_steps, cosine
+        self.warmup_steps, self.cosine, self.optimizer = warmup_steps, cosine, optimizer
         self.prompt_encoder: PromptEncoder | None = None
         self.backbone: LIDiT | None = None
-        self._resumed_random: list[Tensor] | None = None
 
     def configure_model(self) -> None:
         """Build what is trained; parsing a recipe builds nothing."""
@@ -71,25 +74,9 @@ class TextToImage(LightningModule):
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Say where the noise stands: a resumed run draws what an uninterrupted one would."""
-        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        checkpoint["random"] = [torch.get_rng_state(), *on_device]
-
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         if "state_dict" in checkpoint:  # a sharded checkpoint has its weights elsewhere
             self.check_weights(checkpoint["state_dict"], "the checkpoint")
-        self._resumed_random = checkpoint.get("random")  # none in older checkpoints: new noise
-
-    def on_train_start(self) -> None:
-        """Go on with a checkpoint's noise; not sooner, since making the loaders draws from it too."""
-        if self._resumed_random is None:
-            return
-        host, *on_device = [state.cpu() for state in self._resumed_random]
-        torch.set_rng_state(host)
-        if on_device and self.device.type == "cuda":
-            torch.cuda.set_rng_state(on_device[0], self.device)
-        self._resumed_random = None
 
     def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
         """Refuse weights that do not fit exactly.
@@ -113,16 +100,22 @@ class TextToImage(LightningModule):
         """The objective's prediction; the refiners' gates read the time, so the text is encoded for every t."""
         return self.backbone(x_t, t, self.prompt_encoder(features, t))
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: Batch, generator: Draws = None) -> tuple[Tensor, Tensor]:
         """Per-sample loss (b) and the times (b) it was taken at."""
         latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
         features = batch.features if batch.features is not None else self.encode_prompts(batch.prompt)
         return self.objective.loss(lambda x_t, t: self.predict(x_t, t, features), latent, generator)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _ = self.loss(batch)
+        loss, _ = self.loss(batch, self._draws())
         self.log("train/loss", loss.mean(), prog_bar=True)
         return loss.mean()
+
+    def _draws(self) -> SharedDraws:
+        """The batch's noise and times: decided by the run's seed and how many batches came before, hence resumable."""
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return SharedDraws([torch.initial_seed(), batches], self.device, ranks["rank"], ranks["num_replicas"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at the same noise and times in every validation."""
@@ -130,12 +123,9 @@ class TextToImage(LightningModule):
         self.log("val/loss", loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> dict:
-        """AdamW with warm-up; vectors (biases, norms) do not decay."""
-        groups = [
-            {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        """The chosen optimizer, with warm-up."""
+        make = {"adamw": adamw, "muon": muon}[self.optimizer]
+        optimizer = make(self, self.learning_rate, self.betas, self.weight_decay)
         # a plain function: of a bound method LambdaLR would save the attributes, which are not its to save
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

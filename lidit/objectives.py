@@ -14,9 +14,38 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+class SharedDraws:
+    """Random numbers for a global batch, of which a rank takes its rows: the same for any number of ranks.
+
+    Args:
+        seed: numbers that decide the draws, such as a run's seed and the batch's number.
+        device: where they are drawn.
+        rank: which share of the batch is this process's.
+        world: equal shares of the batch.
+    """
+
+    def __init__(self, seed: Sequence[int], device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> None:
+        state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+        self.generator = torch.Generator(device).manual_seed(int(state) >> 1)
+        self.rank, self.world = rank, world
+
+
+Draws = torch.Generator | SharedDraws | None
+
+
+def _draw(distribution: Callable, shape: Sequence[int], draws: Draws, device: torch.device | str) -> Tensor:
+    """Draw where the generator lives, so that a generator on the CPU gives every device the same numbers."""
+    if isinstance(draws, SharedDraws):
+        everyone = _draw(distribution, (shape[0] * draws.world, *shape[1:]), draws.generator, device)
+        return everyone.chunk(draws.world)[draws.rank]
+    source = device if draws is None else draws.device
+    return distribution(tuple(shape), generator=draws, device=source).to(device)
 
 
 class RectifiedFlow:
@@ -58,7 +87,7 @@ class RectifiedFlow:
         self,
         predict: Callable[[Tensor, Tensor], Tensor],
         x0: Float[Tensor, "b c h w"],
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """Mean squared error of the velocity predict(x_t, t), in float32, for each sample; and the times drawn."""
         x0 = x0.float()
@@ -70,7 +99,7 @@ class RectifiedFlow:
         self,
         b: int,
         latent_hw: Sequence[int],
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
         device: torch.device | str = "cpu",
     ) -> Float[Tensor, " b"]:
         """Times for a batch of b latents of that height and width, shifted."""
@@ -156,7 +185,7 @@ class DDPM:
         self,
         predict: Callable[[Tensor, Tensor], Tensor],
         x0: Float[Tensor, "b c h w"],
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """Mean squared error of the noise predict(x_t, t), in float32, for each sample; and the times drawn."""
         x0 = x0.float()
@@ -168,7 +197,7 @@ class DDPM:
         self,
         b: int,
         latent_hw: Sequence[int],
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
         device: torch.device | str = "cpu",
     ) -> Float[Tensor, " b"]:
         """Times for a batch of b latents: each of the 1000 steps is as likely, whatever the size."""
@@ -244,12 +273,6 @@ def _per_image(values: Tensor) -> Tensor:
 def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     assert prediction.shape == target.shape, f"the model gave {tuple(prediction.shape)} for {tuple(target.shape)}"
     return (prediction.float() - target).square().flatten(1).mean(1)
-
-
-def _draw(distribution: Callable, shape: Sequence[int], generator: torch.Generator | None, device) -> Tensor:
-    """Draw where the generator lives, so that a generator on the CPU gives every device the same numbers."""
-    source = device if generator is None else generator.device
-    return distribution(tuple(shape), generator=generator, device=source).to(device)
 
 
 def _one_of(setting: str, value: str, known: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jaxtyping
@@ -9,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from lidit.objectives import DDPM, RectifiedFlow, noise_to_velocity, velocity_to_noise
+from lidit.objectives import DDPM, RectifiedFlow, SharedDraws, noise_to_velocity, velocity_to_noise
 
 OBJECTIVES = [RectifiedFlow(), DDPM("linear"), DDPM("scaled_linear")]
 BASE = (32, 32)  # latent height and width that RectifiedFlow() does not shift
@@ -231,3 +232,26 @@ def test_an_unknown_schedule_is_refused_with_the_known_ones():
 def test_a_number_of_steps_that_cannot_be_is_refused(objective, steps):
     with pytest.raises(ValueError, match=f"steps is {steps}"):
         objective.times(steps, BASE)
+
+
+@pytest.mark.parametrize("objective", [RectifiedFlow(), DDPM()], ids=["flow", "ddpm"])
+def test_ranks_draw_their_rows_of_what_one_process_draws(objective) -> None:
+    x0, seen = torch.zeros(4, 2, 8, 8), {}
+
+    def loss(rank: int, world: int):
+        def predict(x_t, t):
+            seen[rank, world] = x_t
+            return torch.zeros_like(x_t)
+
+        rows = x0.chunk(world)[rank]
+        return objective.loss(predict, rows, SharedDraws([7, 3], rank=rank, world=world))
+
+    whole, parts = loss(0, 1), [loss(rank, 2) for rank in range(2)]
+    assert torch.equal(torch.cat([t for _, t in parts]), whole[1])
+    assert torch.equal(torch.cat([seen[0, 2], seen[1, 2]]), seen[0, 1])
+    assert not torch.equal(seen[0, 2], seen[1, 2])
+
+
+def test_another_batch_or_seed_is_another_draw() -> None:
+    drawn = [RectifiedFlow().sample_t(4, (8, 8), SharedDraws(seed)) for seed in ([0, 0], [0, 1], [1, 0])]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))

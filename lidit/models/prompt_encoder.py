@@ -39,43 +39,49 @@ def truncate(
 
 
 class FeatureNorm(nn.Module):
-    """RMSNorm of one LLM's features without weights, and on request whitening by statistics of the first batch.
+    """RMSNorm of one LLM's features without weights, and on request whitening by statistics of the first batches.
 
     # UNSTATED: the paper names no norm. Residual streams are large, so one is needed. In the miniature LLMs tokens
-    # differ by their class far more than by what they say: colour and shape are a five-hundredth of the variance,
-    # and whitening is what makes them learnable in minutes.
+    # differ by their class far more than by what they say, which whitening makes learnable in minutes.
 
     Args:
         width: of the features.
-        whiten: decorrelate them and give every direction unit variance.
+        whiten: decorrelate them and give every direction unit variance (ZCA), as measured in the first training
+            batches; until then, and before any training, they are only normalised.
     """
+
+    BATCHES = 100  # measured; one alone would hold captions of one length
+    FLOOR = 1e-3  # variances below are not blown up
 
     def __init__(self, width: int, whiten: bool):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
         self.whiten = whiten
         if whiten:
-            self.register_buffer("measured", torch.tensor(False))
+            self.register_buffer("batches", torch.tensor(0))
             self.register_buffer("center", torch.zeros(width))
+            self.register_buffer("second_moment", torch.zeros(width, width))
             self.register_buffer("rotate", torch.eye(width))
 
     def forward(self, x: Float[Tensor, "b l e"], kept: Bool[Tensor, "b l"]) -> Float[Tensor, "b l e"]:
-        """Normalised features; in training the first call measures, from the caption tokens alone."""
+        """Normalised features; training measures from the caption tokens alone."""
         x = self.norm(x)
         if not self.whiten:
             return x
-        if self.training and not self.measured:
-            self.measure(x[kept])
         with torch.autocast(x.device.type, enabled=False):  # small differences of large numbers
+            if self.training and self.batches < self.BATCHES:
+                self.measure(x[kept])
             return (x - self.center) @ self.rotate
 
     @torch.no_grad()
-    def measure(self, x: Float[Tensor, "n e"], floor: float = 1e-3) -> None:
-        """Take centre and whitening from n tokens; variances below the floor are not blown up."""
-        self.center.copy_(x.mean(0))
-        variances, directions = torch.linalg.eigh((x - self.center).T.cov())
-        self.rotate.copy_(directions * (variances.clamp(min=0) + floor).rsqrt())
-        self.measured.fill_(True)
+    def measure(self, x: Float[Tensor, "n e"]) -> None:
+        """Take one more batch of n tokens into the statistics."""
+        self.batches += 1
+        self.center.lerp_(x.mean(0), 1 / self.batches)
+        self.second_moment.lerp_(x.T @ x / len(x), 1 / self.batches)
+        variances, directions = torch.linalg.eigh(self.second_moment - self.center.outer(self.center))
+        scales = (variances.clamp(min=0) + self.FLOOR).rsqrt()
+        self.rotate.copy_(directions * scales @ directions.T)
 
 
 class PromptEncoder(nn.Module):
@@ -92,7 +98,7 @@ class PromptEncoder(nn.Module):
         fusion_depth: blocks of the collaborative refiner.
         truncate: cut the instruction after the refiners, as the paper does, or before them.
         mlp_ratio: hidden width of the refiners' MLPs over the width.
-        whiten: whiten the LLMs' features by statistics of the first training batch; see `FeatureNorm`.
+        whiten: whiten the LLMs' features by statistics of the first training batches; see `FeatureNorm`.
 
     Raises:
         ValueError: no LLM, or a collaborative refiner with only one.

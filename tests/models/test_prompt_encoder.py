@@ -73,7 +73,8 @@ def row(features: list[Features], i: int) -> list[Features]:
 def test_a_prompt_alone_and_batched_with_longer_ones_gives_the_same_text(settings: dict, side: str) -> None:
     model, t = encoder(**settings), torch.tensor([0.1, 0.5, 0.9])
     batch = [features([5, 9, 12], [3, 4, 11], 32, side), features([4, 7, 6], [1, 2, 5], 48, side, seed=1)]
-    together = model(batch, t)
+    model(batch, t)  # whitening is measured in training
+    together = model.eval()(batch, t)
     for i in range(3):
         alone = model(row(batch, i), t[i : i + 1])
         assert alone.mask.all()
@@ -208,14 +209,24 @@ def test_as_many_tokens_are_left_as_the_llms_say_they_keep(llms: list[FrozenLLM]
     assert text.mask.sum(1).tolist() == kept
 
 
-def test_whitened_features_have_unit_variance_in_every_direction_and_are_measured_once_in_training() -> None:
-    norm = FeatureNorm(8, whiten=True)
-    x = torch.randn(16, 50, 8) @ torch.randn(8, 8) + 3
-    kept = torch.ones(16, 50, dtype=torch.bool)
+def test_whitening_gives_every_direction_unit_variance_over_the_first_batches_and_then_stays() -> None:
+    norm, mix = FeatureNorm(8, whiten=True), torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    kept = torch.ones(4, 50, dtype=torch.bool)
+
+    def batch() -> torch.Tensor:
+        """Like captions of one length: every batch has a mean of its own."""
+        return torch.randn(4, 50, 8) @ mix + 3 + torch.randn(8)
+
+    x = batch()
     torch.testing.assert_close(norm.eval()(x, kept), norm.norm(x))  # nothing measured yet
-    white = norm.train()(x, kept).flatten(0, 1)
-    assert white.mean(0).abs().max() < 1e-4
-    torch.testing.assert_close(white.T.cov(), torch.eye(8), atol=0.2, rtol=0)
+    norm.train()
+    seen = []
+    for _ in range(FeatureNorm.BATCHES):
+        seen.append(batch())
+        norm(seen[-1], kept)
+    white = norm(torch.cat(seen), kept.repeat(len(seen), 1)).flatten(0, 1)
+    assert white.mean(0).abs().max() < 1e-3
+    torch.testing.assert_close(white.T.cov(), torch.eye(8), atol=0.25, rtol=0)  # less where the floor counts
     before = norm.rotate.clone()
-    norm(torch.randn(2, 50, 8), kept[:2])
+    norm(batch() + 5, kept)
     assert torch.equal(norm.rotate, before)
