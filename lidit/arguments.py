@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser, Namespace
@@ -14,34 +14,79 @@ from jsonargparse import ArgumentParser, Namespace
 WITHOUT_VALUE = ("-h", "--help", "--print_config")
 
 
-def call(function: Callable, prog: str, argv: list[str]) -> None:
+def call(function: Callable, prog: str, argv: list[str]) -> object:
     """Call a typed function with arguments from the command line; its docstring is their help.
-
-    What the function requires, or its first parameter if it requires nothing, may be given without its name.
 
     Raises:
         ArgumentError: the function does not take these arguments.
     """
-    words = bare_parameters(function)
+    (values,) = parse_functions([function], prog, argv)
+    return function(**values)
+
+
+def parse_functions(
+    functions: Sequence[Callable], prog: str, argv: list[str], without: Set[str] = frozenset()
+) -> list[dict[str, object]]:
+    """Arguments of typed functions from one command line, a dict for each function.
+
+    What they require, or else the first parameter of the first, may be given without its name.
+
+    Args:
+        functions: their docstrings are the arguments' help, the last one's first line that of the command.
+        prog: the command's name.
+        argv: what follows it.
+        without: parameters that are not for the command line.
+
+    Raises:
+        ArgumentError: the functions do not take these arguments.
+    """
+    words = [word for function in functions for word in required(function) if word not in without]
+    words = words or list(inspect.signature(functions[0]).parameters)[:1]
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
-    parser.description = f"{inspect.getdoc(function).splitlines()[0]} {', '.join(words)} may be given without --."
+    parser.description = f"{inspect.getdoc(functions[-1]).splitlines()[0]} {', '.join(words)} may be given without --."
     parser.add_argument("--config", action="config", help="a YAML file of these arguments")
-    parser.add_function_arguments(function, as_group=False, fail_untyped=True)
-    config = parse(parser, name_words(argv, words), parser)
-    values = parser.instantiate(config).as_dict()
-    del values["config"]
-    function(**values)
+    settings = {"as_group": False, "fail_untyped": True, "skip": set(without)}
+    for function in functions:
+        if inspect.ismethod(function):
+            parser.add_method_arguments(type(function.__self__), function.__name__, **settings)
+        else:
+            parser.add_function_arguments(function, **settings)
+    parameters = inspect.signature(functions[-1]).parameters
+    several = bool(words) and words[-1] in parameters and "list" in str(parameters[words[-1]].annotation)
+    values = parser.instantiate(parse(parser, name_words(argv, words, several), parser)).as_dict()
+    return [{k: values[k] for k in inspect.signature(f).parameters if k not in without} for f in functions]
 
 
-def bare_parameters(function: Callable) -> list[str]:
-    """The parameters that may be given without their names: the required ones, or else the first."""
-    parameters = inspect.signature(function).parameters
-    required = [name for name, p in parameters.items() if p.default is p.empty]
-    return required or list(parameters)[:1]
+def take(argv: list[str], option: str) -> tuple[str | None, list[str]]:
+    """An option's value, None where it is not given, and the rest of the command line.
+
+    Raises:
+        ArgumentError: the option has no value.
+    """
+    for i, word in enumerate(argv):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], argv[:i] + argv[i + 1 :]
+        if word == option:
+            if i + 1 == len(argv):
+                raise ArgumentError(None, f"{option} needs a value")
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+    return None, argv
 
 
-def name_words(argv: list[str], names: list[str]) -> list[str]:
+def required(function: Callable) -> list[str]:
+    """The parameters without a default."""
+    return [name for name, p in inspect.signature(function).parameters.items() if p.default is p.empty]
+
+
+def name_words(argv: list[str], names: list[str], several: bool = False) -> list[str]:
     """The same command line with a name before each word that had none: `"a red circle"` is `--prompt="a red circle"`.
+
+    Hyphens within the names of options become the underscores they have in Python.
+
+    Args:
+        argv: the command line.
+        names: for words without one, in their order.
+        several: the last name takes any number of words.
 
     Raises:
         ArgumentError: there are more such words than names.
@@ -49,14 +94,15 @@ def name_words(argv: list[str], names: list[str]) -> list[str]:
     named, free, rest = [], iter(names), iter(argv)
     for word in rest:
         if not word.startswith("-"):
-            name = next(free, None)
+            name = next(free, names[-1] if several else None)
             if name is None:
                 takes = ", ".join(names) or "no argument"
                 raise ArgumentError(None, f"{word!r} is one word too many after {takes}; quote what contains spaces")
-            named.append(f"--{name}={word}")
+            named.append(f"--{name}{'+' * (several and name == names[-1])}={word}")
             continue
-        named.append(word)
-        if "=" not in word and word not in WITHOUT_VALUE:  # every other option is followed by its value
+        option, equals, value = word.partition("=")
+        named.append("--" + option[2:].replace("-", "_") + equals + value if option.startswith("--") else word)
+        if not equals and word not in WITHOUT_VALUE:  # every other option is followed by its value
             named += [value] if (value := next(rest, None)) is not None else []
     return named
 

@@ -13,8 +13,10 @@ from importlib import import_module
 
 VERBS = {  # verb: (the function that does it, what it does)
     "demo": ("lidit.demo:demo", "train a small model for some minutes, then compare it with the bundled one"),
-    "sample": ("lidit.pipeline:sample", "draw what a sentence says"),
-    "encode": ("lidit.pipeline:encode", "show how each LLM reads a prompt, and what the transformer gets of it"),
+    "sample": ("lidit.sample:main", "draw what a sentence says, or a benchmark's pictures"),
+    "score": ("lidit.benchmark:score", "judge a benchmark's pictures"),
+    "report": ("lidit.benchmark:report", "print the scores of runs side by side"),
+    "encode": ("lidit.sample:encode", "show how each LLM reads a prompt, and what the transformer gets of it"),
     "fit": ("lidit.fit:fit", "train a model from a recipe"),
     "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "the test loss of a checkpoint"),
@@ -22,7 +24,8 @@ VERBS = {  # verb: (the function that does it, what it does)
     "prep shard": ("data_prep.shard:shard", "write tar shards of images and captions"),
     "prep precompute": ("data_prep.precompute:precompute", "compute latents and LLM features of shards once"),
 }
-RECIPES = ("fit", "validate", "test")  # LightningCLI reads their arguments; those of other verbs are their function's
+RECIPES = ("fit", "validate", "test")  # of Lightning
+OWN_WAY = (*RECIPES, "sample", "score")  # read their arguments themselves
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +56,7 @@ def run(argv: list[str]) -> None:
     rest = argv[len(verb.split()) :]
     module, function = VERBS[verb][0].split(":")
     command = getattr(import_module(module), function)
-    if verb in RECIPES:
+    if verb in OWN_WAY:
         command(rest)
         return
     from lidit.arguments import call

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lidit.assets import resolve
-from lidit.models.llm import FrozenLLM
 from lidit.module import TextToImage
 from lidit.samplers import guided, sampler_for
 
@@ -166,7 +165,7 @@ def build(config: dict) -> TextToImage:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TextToImage, "model")
     try:
-        return parser.instantiate_classes(parser.parse_object({"model": copy.deepcopy(config)})).model
+        return parser.instantiate(parser.parse_object({"model": copy.deepcopy(config)})).model
     except ArgumentError as error:
         raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
 
@@ -228,82 +227,6 @@ def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def sample(
-    prompt: str | None = None,
-    out: str = "out.png",
-    prompts: str | None = None,
-    n: int = 1,
-    seed: int = 0,
-    steps: int = 25,
-    guidance: float = 4.0,
-    size: str = "64x64",
-    sampler: Literal["euler", "heun", "ddim"] | None = None,
-    checkpoint: str = BUNDLED,
-    ema: bool = True,
-) -> None:
-    """Draw what a sentence says.
-
-    Args:
-        prompt: the sentence.
-        out: PNG to write; with several images, a number is added to its name.
-        prompts: a text file with a prompt per line, instead of one prompt.
-        n: images per prompt, with seeds from `seed` on.
-        seed: of the first image's noise; same seed, same picture.
-        steps: of the sampler.
-        guidance: classifier-free guidance scale; 1 is none.
-        size: WIDTHxHEIGHT in pixels.
-        sampler: euler or heun for rectified flow, ddim for noise prediction.
-        checkpoint: a checkpoint of `lidit fit`, a folder of `lidit export`, or the bundled model.
-        ema: take a checkpoint's averaged weights.
-    """
-    texts = read_prompts(prompt, prompts)
-    if n < 1:
-        raise ValueError(f"--n is {n}: draw at least one image per prompt")
-    if not 0 <= seed < 2**63 - n:
-        raise ValueError(f"--seed is {seed}: take a number from 0 to 2^63")
-    if Path(out).is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file in it, such as {Path(out) / 'out.png'}")
-    pairs = [(text, seed + i) for text in texts for i in range(n)]
-    width, height = parse_size(size)
-    pipeline = Pipeline.load(checkpoint, ema)
-    images = pipeline(
-        [text for text, _ in pairs],
-        [s for _, s in pairs],
-        (width, height),
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-    )
-    path = Path(out)
-    for i, (image, (text, used)) in enumerate(zip(images, pairs, strict=True)):
-        target = path if len(images) == 1 else path.with_name(f"{path.stem}-{i:04d}{path.suffix or '.png'}")
-        facts = {"prompt": text, "seed": used, "steps": steps, "guidance": guidance, "size": size}
-        save_image(image, target, facts | {"sampler": sampler or "default", "checkpoint": checkpoint})
-        print(f"{target}: {text}")
-
-
-def read_prompts(prompt: str | None, file: str | None) -> list[str]:
-    """One prompt, or those of a file, a line each.
-
-    Raises:
-        ValueError: neither or both are given, or the file has no prompts or is no text.
-        FileNotFoundError: there is no such file.
-    """
-    if (prompt is None) == (file is None):
-        raise ValueError('give either a prompt, as in `lidit sample "a red circle"`, or --prompts FILE')
-    if prompt is not None:
-        return [prompt]
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"there is no file of prompts at {file}; write one, a prompt per line")
-    try:
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{file} is no UTF-8 text; write one prompt per line") from None
-    if not lines:
-        raise ValueError(f"{file} holds no prompts; write one per line")
-    return lines
-
-
 def parse_size(size: str) -> tuple[int, int]:
     """Width and height of 'WIDTHxHEIGHT'."""
     parts = size.lower().split("x")
@@ -344,19 +267,3 @@ def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32"
         shutil.rmtree(temporary)
         raise
     print(f"{out}: {sum(p.numel() for p in weights.values()) / 1e6:.1f}M parameters in {dtype}")
-
-
-def encode(show: str, llms: list[str] | None = None, max_tokens: int = 256) -> None:
-    """Show how each LLM reads a prompt: its tokens, and which of them the transformer gets.
-
-    Args:
-        show: the prompt.
-        llms: Hugging Face ids or folders; by default the bundled ones.
-        max_tokens: longest caption; tokens after it are cut.
-    """
-    for name in llms or ["bundled:llm_llama", "bundled:llm_qwen"]:
-        tokens = FrozenLLM(name, max_tokens=max_tokens).show(show)
-        kept = [text for text, keep in tokens if keep]
-        print(f"{name}: {len(tokens)} tokens, {len(tokens) - len(kept)} of the instruction cut, {len(kept)} kept")
-        print("  cut : " + " ".join(repr(text)[1:-1] for text, keep in tokens if not keep))
-        print("  kept: " + " ".join(repr(text)[1:-1] for text in kept))
