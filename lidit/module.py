@@ -119,8 +119,15 @@ class TextToImage(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at the same noise and times in every validation."""
+        self._evaluate(batch, batch_idx, "val/loss")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As validation, on the test shards."""
+        self._evaluate(batch, batch_idx, "test/loss")
+
+    def _evaluate(self, batch: Batch, batch_idx: int, name: str) -> None:
         loss, _ = self.loss(batch, torch.Generator().manual_seed(batch_idx))
-        self.log("val/loss", loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
+        self.log(name, loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> dict:
         """The chosen optimizer, with warm-up."""

@@ -56,7 +56,7 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_frozen(checkpoint: dict)
     assert trained(checkpoint["state_dict"]) == {"prompt_encoder", "backbone"}
     average = checkpoint["callbacks"]["EMA"]["average"]
     statistics = checkpoint["state_dict"].keys() - average.keys()
-    assert {name.rpartition(".")[2] for name in statistics} == {"measured", "center", "rotate"}
+    assert {name.rpartition(".")[2] for name in statistics} == {"batches", "center", "second_moment", "rotate"}
     (optimizer,) = checkpoint["optimizer_states"]
     assert len(optimizer["state"]) == len(average)
 
@@ -129,6 +129,15 @@ def test_a_checkpoint_that_is_missing_or_truncated_is_not_resumed(
     assert said.startswith("lidit: error: ")
     assert message in said
     assert str(place) in said
+
+
+def test_the_test_verb_measures_the_averaged_weights_as_validation_did(
+    tiny_recipe: Path, tiny_checkpoint: Path, logs: Path, tmp_path: Path
+) -> None:
+    shards = yaml.safe_load(tiny_recipe.read_text())["data"]["val"]
+    given = [f"--data.test={shards}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    assert main(["test", "--config", str(tiny_recipe), "--ckpt_path", str(tiny_checkpoint), *given]) == 0
+    assert list(history(tmp_path, "test/loss").values()) == list(history(logs, "val/loss").values())[-1:]
 
 
 def test_a_setting_given_with_a_checkpoint_counts(tiny_recipe: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ class EMA(Callback):
         if self._swapped:
             self._swap(pl_module)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test the average."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the weights as they were."""
+        self.on_validation_end(trainer, pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the weights in place when validation is interrupted."""
         if self._swapped:

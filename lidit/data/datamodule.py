@@ -56,6 +56,7 @@ class ShardData(LightningDataModule):
     Args:
         train: folder of tars, a tar, a pattern like `shards/{00000..00009}.tar`, or a list of these.
         val: the same for validation, shown in a fixed order; none: no validation.
+        test: the same for `lidit test`.
         batch_size: samples in a global batch, over all ranks.
         num_workers: processes per rank that read ahead; 0 reads in the training process.
         seed: of order, kinds of caption and dropped captions.
@@ -63,6 +64,7 @@ class ShardData(LightningDataModule):
         caption_dropout: share of captions replaced by the empty one in training (classifier-free guidance), 0 to 1.
         cache: folder of `lidit prep precompute` for the training shards: latents, LLM features or both.
         val_cache: the same for the validation shards.
+        test_cache: the same for the test shards.
         allow_commands: run the commands of `pipe:` entries; only for lists you trust.
     """
 
@@ -70,6 +72,7 @@ class ShardData(LightningDataModule):
         self,
         train: str | list[str],
         val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
@@ -78,15 +81,18 @@ class ShardData(LightningDataModule):
         max_caption_chars: int | None = None,
         cache: str | None = None,
         val_cache: str | None = None,
+        test_cache: str | None = None,
         allow_commands: bool = False,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.cache, self.val_cache = train, val, cache, val_cache
+        self.train, self.val, self.test = train, val, test
+        self.cache, self.val_cache, self.test_cache = cache, val_cache, test_cache
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
         self.max_caption_chars, self.allow_commands = max_caption_chars, allow_commands
         self.train_samples: Samples | None = None
         self.val_samples: Samples | None = None
+        self.test_samples: Samples | None = None
         self._resumed: dict | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -94,12 +100,16 @@ class ShardData(LightningDataModule):
 
         Raises:
             FileNotFoundError: a shard or a cache is missing.
-            ValueError: a shard cannot be read, or a cache was made for other shards.
+            ValueError: a shard cannot be read, a cache was made for other shards, or there is nothing to test on.
         """
         if self.train_samples is None and stage in (None, "fit"):
             self.train_samples = self._open(self.train, self.cache)
-        if self.val_samples is None and self.val is not None:
+        if self.val_samples is None and self.val is not None and stage != "test":
             self.val_samples = self._open(self.val, self.val_cache)
+        if self.test_samples is None and stage == "test":
+            if self.test is None:
+                raise ValueError("there are no test shards; name them as data.test")
+            self.test_samples = self._open(self.test, self.test_cache)
 
     def expect(self, vae: dict | None = None, llms: list[dict] | None = None) -> None:
         """Refuse caches that other models made; call it once both modules are set up.
@@ -111,7 +121,7 @@ class ShardData(LightningDataModule):
         Raises:
             ValueError: naming the fields that differ and the command that makes the cache again.
         """
-        for samples in (self.train_samples, self.val_samples):
+        for samples in (self.train_samples, self.val_samples, self.test_samples):
             if samples is not None and samples.cache is not None:
                 samples.cache.expect(vae, llms)
 
@@ -136,10 +146,11 @@ class ShardData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list:
         """One pass over the validation shards in a fixed order, no caption dropped."""
-        if self.val_samples is None:
-            return []
-        order = StreamOrder(self.val_samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True)
-        return self._loader(self.val_samples, OnePass(order, *self._rank()))
+        return [] if self.val_samples is None else self._one_pass(self.val_samples)
+
+    def test_dataloader(self) -> DataLoader:
+        """One pass over the test shards in a fixed order, no caption dropped."""
+        return self._one_pass(self.test_samples)
 
     def state_dict(self) -> dict:
         """The position, in global batches, and the settings that give it a meaning."""
@@ -202,6 +213,10 @@ class ShardData(LightningDataModule):
     def _open(self, shards: str | list[str], cache: str | None) -> Samples:
         index = ShardIndex(shards, self.allow_commands)
         return Samples(index, Cache(cache, index) if cache else None)
+
+    def _one_pass(self, samples: Samples) -> DataLoader:
+        order = StreamOrder(samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True)
+        return self._loader(samples, OnePass(order, *self._rank()))
 
     def _loader(self, samples: Samples, plans: Plans) -> DataLoader:
         workers = {"persistent_workers": True} if self.num_workers else {}

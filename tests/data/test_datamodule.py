@@ -210,6 +210,17 @@ def test_without_validation_shards_there_is_no_validation(shards: Path) -> None:
     assert isinstance(data.train_dataloader(), DataLoader)
 
 
+def test_test_shards_are_shown_like_validation_ones_and_must_be_named(shards: Path) -> None:
+    data = ShardData(str(shards), val=str(shards), test=str(shards), batch_size=16)
+    data.setup("test")
+    shown = [key for batch in data.test_dataloader() for key in batch.key]
+    data.setup("validate")
+    assert shown == [key for batch in data.val_dataloader() for key in batch.key]
+    assert len(shown) == len(set(shown)) > 0
+    with pytest.raises(ValueError, match=r"no test shards; name them as data\.test"):
+        ShardData(str(shards)).setup("test")
+
+
 def test_a_batch_moves_to_a_device_whole(shards: Path) -> None:
     data = ShardData(str(shards), batch_size=4)
     (batch,) = batches(data, 1)
