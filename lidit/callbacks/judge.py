@@ -20,10 +20,11 @@ class JudgedSamples(Samples):
         benchmark: of `lidit/scenes/benchmarks.py`.
         count_per_task: prompts per task; a grid shows them task by task.
         prompt_seed: of the prompts; `seed` is the noise's.
-        settings: as of `Samples`.
+        folder: as of `Samples`; its own, so that it can stand beside one.
+        settings: as of `FixedPrompts`.
 
     Raises:
-        ValueError: as `Samples`, or no prompts.
+        ValueError: as `FixedPrompts`.
     """
 
     def __init__(
@@ -31,11 +32,12 @@ class JudgedSamples(Samples):
         benchmark: Literal["attributes", "geneval", "positional_bias", "dense", "heldout"] = "heldout",
         count_per_task: int = 16,
         prompt_seed: int = 0,
+        folder: str = "judged",
         **settings,
     ):
         self.benchmark = benchmark
         self.questions = benchmarks.prompts(benchmark, count_per_task, prompt_seed)
-        super().__init__([question.text for question in self.questions], **settings)
+        super().__init__([question.text for question in self.questions], folder, **settings)
 
     def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> dict[str, float]:
         """The judge's scores in [0, 1], per task and overall."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -22,18 +23,15 @@ from lidit.samplers import sampler_for
 GAP = 2  # pixels between the images of a grid
 
 
-class Samples(Callback):
-    """Draw a grid every n steps and at the end, to `FOLDER/step-000500.png` in the log directory and to TensorBoard.
+class FixedPrompts(Callback):
+    """Draws the same prompts from the same noise again and again; what becomes of the images is for its subclasses.
 
     Drawn with averaged weights where there is an `EMA`. Training goes on as if nothing had been drawn: its weights, its
-    modes and its random state are as before. Rank zero draws while the others run on to the next exchange of gradients
-    and wait there, no longer than the process group's time-out (`timeout` of the strategy, 30 minutes); there is no
-    barrier. Sharded weights meet in every forward pass, so then all ranks draw, and rank zero writes.
-
-    The first drawing loads the LLMs and the VAE, also where training reads everything from a cache.
+    modes and its random state are as before. The first drawing loads the LLMs and the VAE, also where training reads
+    everything from a cache.
 
     Args:
-        prompts: what to draw, in the grid's reading order; they stand in the PNG's metadata too.
+        prompts: what to draw.
         every_n_steps: optimizer steps between drawings.
         seed: of the first prompt's noise; the next prompt has the next seed.
         size: WIDTHxHEIGHT of an image in pixels.
@@ -41,7 +39,6 @@ class Samples(Callback):
         guidance: classifier-free guidance scale; 1 is none.
         sampler: euler or heun for rectified flow, ddim for noise prediction; by default the first that fits.
         batch_size: images drawn at once.
-        folder: in the log directory, and the image's name in TensorBoard.
 
     Raises:
         ValueError: no prompts, a number below 1, or a size that is not WIDTHxHEIGHT.
@@ -57,23 +54,17 @@ class Samples(Callback):
         guidance: float = 4.0,
         sampler: Literal["euler", "heun", "ddim"] | None = None,
         batch_size: int = 32,
-        folder: str = "samples",
     ):
         for name, value in {"every_n_steps": every_n_steps, "steps": steps, "batch_size": batch_size}.items():
             if value < 1:
                 raise ValueError(f"{name} of {type(self).__name__} is {value}; it must be at least 1")
         if not prompts:
             raise ValueError(f"{type(self).__name__} has no prompts; name at least one, or leave the callback out")
-        self.prompts, self.every_n_steps, self.folder = prompts, every_n_steps, folder
+        self.prompts, self.every_n_steps = prompts, every_n_steps
         self.seeds, self.size = [seed + i for i in range(len(prompts))], parse_size(size)
         self.settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch_size": batch_size}
-        self._root = Path()
         self._sharded = False
         self._drawn = -1
-
-    def setup(self, trainer: Trainer, pl_module: TextToImage, stage: str) -> None:
-        """Find the place to write; every rank asks, since the trainer agrees on it among them."""
-        self._root = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_fit_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
         """Refuse what the model cannot draw now, not at the first drawing.
@@ -97,30 +88,65 @@ class Samples(Callback):
         """Draw what training ends with."""
         self._once_a_step(trainer, pl_module)
 
-    def draw(self, trainer: Trainer, pl_module: TextToImage) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """The images, one per prompt, as `lidit sample` draws them from a checkpoint of this step."""
+    def draw(
+        self, trainer: Trainer, pl_module: TextToImage, which: Sequence[int] | None = None
+    ) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """The images, one per prompt or of `which` prompts, as `lidit sample` draws them from a checkpoint now."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        which = range(len(self.prompts)) if which is None else which
         training = pl_module.training
         try:
             with ema.swapped(pl_module) if ema else nullcontext():
-                return Pipeline(pl_module)(self.prompts, self.seeds, self.size, **self.settings)
+                prompts, seeds = [self.prompts[i] for i in which], [self.seeds[i] for i in which]
+                return Pipeline(pl_module)(prompts, seeds, self.size, **self.settings)
         finally:
             pl_module.train(training)
 
-    def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> dict[str, float]:
-        """What to log about the images; nothing here."""
-        return {}
+    def use(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:
+        """Draw, and do with the images what the callback is for; random numbers used here are not missed."""
+        raise NotImplementedError
 
     def _once_a_step(self, trainer: Trainer, pl_module: TextToImage) -> None:
         step = trainer.global_step
         if step in (0, self._drawn):  # nothing trained yet; or drawn already: with accumulated gradients, at the end
             return
         self._drawn = step
+        with isolate_rng():  # loading and scoring may draw random numbers
+            self.use(trainer, pl_module, step)
+
+
+class Samples(FixedPrompts):
+    """Draw a grid every n steps and at the end, to `FOLDER/step-000500.png` in the log directory and to TensorBoard.
+
+    Rank zero draws while the others run on to the next exchange of gradients and wait there, no longer than the process
+    group's time-out (`timeout` of the strategy, 30 minutes); there is no barrier. Sharded weights meet in every forward
+    pass, so then all ranks draw, and rank zero writes.
+
+    Args:
+        prompts: in the grid's reading order; they stand in the PNG's metadata too.
+        folder: in the log directory, and the image's name in TensorBoard.
+        settings: as of `FixedPrompts`.
+    """
+
+    def __init__(self, prompts: list[str], folder: str = "samples", **settings):
+        super().__init__(prompts, **settings)
+        self.folder = folder
+        self._root = Path()
+
+    def setup(self, trainer: Trainer, pl_module: TextToImage, stage: str) -> None:
+        """Find the place to write; every rank asks, since the trainer agrees on it among them."""
+        self._root = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> dict[str, float]:
+        """What to log about the images; nothing here."""
+        return {}
+
+    def use(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:
+        """Write the grid."""
         if trainer.is_global_zero or self._sharded:
-            with isolate_rng():  # loading and scoring may draw random numbers
-                images = self.draw(trainer, pl_module)
-                if trainer.is_global_zero:
-                    self._write(trainer, images, step)
+            images = self.draw(trainer, pl_module)
+            if trainer.is_global_zero:
+                self._write(trainer, images, step)
 
     def _write(self, trainer: Trainer, images: list[np.ndarray], step: int) -> None:
         picture = grid(images)

@@ -90,7 +90,7 @@ def test_tensorboard_gets_the_grid_and_the_scores(built: Callable, loader: Calla
     cli.trainer.fit(cli.model, loader(2))
     events = EventAccumulator(cli.trainer.log_dir)
     events.Reload()
-    assert [image.step for image in events.Images("samples")] == [2]
+    assert [image.step for image in events.Images("judged")] == [2]
     assert [score.step for score in events.Scalars("judge/overall")] == [2]
 
 
@@ -100,7 +100,7 @@ def test_the_logged_scores_are_those_of_the_images_in_the_grid(
     cli = built(JUDGED, max_steps=2)
     cli.trainer.fit(cli.model, loader(2))
     questions = benchmarks.prompts("heldout", 2, 0)
-    (file,) = tmp_path.rglob("samples/step-000002.png")
+    (file,) = tmp_path.rglob("judged/step-000002.png")
     scores = benchmarks.score("heldout", questions, tiles(file, len(questions), 32, 32))
     assert set(scores) == {"single", "two", "position", "counting", "overall"}
     assert {name: logged(f"judge/{name}") for name in scores} == {name: {2: value} for name, value in scores.items()}
