@@ -74,9 +74,32 @@ class TextToImage(LightningModule):
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["llms"] = [llm.identity for llm in self.llms]
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.check_llms(checkpoint.get("llms", []), "the checkpoint")
         if "state_dict" in checkpoint:  # a sharded checkpoint has its weights elsewhere
             self.check_weights(checkpoint["state_dict"], "the checkpoint")
+
+    def check_llms(self, trained_with: list[dict], source: str) -> None:
+        """Refuse weights that were trained with other features.
+
+        Args:
+            trained_with: `FrozenLLM.identity` of each LLM then; empty where it was not recorded.
+            source: of the weights, for the message.
+
+        Raises:
+            ValueError: naming what differs. Precision and the longest caption may.
+        """
+        for i, (then, llm) in enumerate(zip(trained_with, self.llms, strict=False)):
+            now = llm.identity
+            for key in ("revision", "layer", "template", "instruction", "system"):
+                if then[key] != now[key]:
+                    raise ValueError(
+                        f"{source} was trained with another LLM {i}: {key} was {then[key]!r} and is {now[key]!r} of "
+                        f"{now['name']}; use the LLM it was trained with ({then['name']})"
+                    )
 
     def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
         """Refuse weights that do not fit exactly.

@@ -53,15 +53,16 @@ class Pipeline:
         """
         path = Path(resolve(source))
         if path.is_dir():
-            config, weights = read_export(path)
+            config, weights, llms = read_export(path)
         elif path.is_file():
-            config, weights = read_checkpoint(path, ema)
+            config, weights, llms = read_checkpoint(path, ema)
         else:
             raise FileNotFoundError(
                 f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used"
             )
         model = build(config)
         model.configure_model()
+        model.check_llms(llms, str(source))
         model.check_weights(weights, str(source))
         model.load_state_dict(weights)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
@@ -170,8 +171,8 @@ def build(config: dict) -> TextToImage:
         raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
 
 
-def read_export(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration and weights of an exported folder.
+def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:
+    """Configuration and weights of an exported folder, and the identities of the LLMs it was trained with.
 
     Raises:
         ValueError: one of its two files is missing or damaged.
@@ -185,11 +186,11 @@ def read_export(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(f"{folder} is damaged ({error}); write it again with `lidit export`") from None
     if not (isinstance(record, dict) and isinstance(record.get("model"), dict)):
         raise ValueError(f"{folder / CONFIG} describes no model; write the folder again with `lidit export`")
-    return record["model"], weights
+    return record["model"], weights, record.get("prompts", [])
 
 
-def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration and weights of a training checkpoint; nothing in it is executed.
+def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor], list[dict]]:
+    """Configuration, weights and the LLMs' identities of a training checkpoint; nothing in it is executed.
 
     Raises:
         ValueError: it is no checkpoint of TextToImage, or has no EMA where one is asked for.
@@ -205,12 +206,13 @@ def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor]]:
     if not (isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters"} <= checkpoint.keys()):
         raise ValueError(f"{path} is no checkpoint of `lidit fit`: it lacks weights or their configuration")
     config = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+    llms = checkpoint.get("llms", [])
     if not ema:
-        return config, checkpoint["state_dict"]
+        return config, checkpoint["state_dict"], llms
     average = checkpoint.get("callbacks", {}).get("EMA")
     if average is None:
         raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
-    return config, checkpoint["state_dict"] | average["average"]  # buffers are not averaged
+    return config, checkpoint["state_dict"] | average["average"], llms  # buffers are not averaged
 
 
 def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
@@ -249,9 +251,10 @@ def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32"
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}")
-    config, weights = read_checkpoint(path, ema)
+    config, weights, llms = read_checkpoint(path, ema)
     model = build(config)
     model.configure_model()
+    model.check_llms(llms, checkpoint)
     model.check_weights(weights, checkpoint)
     record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
     Path(out).parent.mkdir(parents=True, exist_ok=True)

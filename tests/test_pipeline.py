@@ -298,3 +298,19 @@ def test_files_of_prompts_that_do_not_serve_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="either a prompt"):
         read_prompts(None, None)
     assert read_prompts("", None) == [""]
+
+
+@pytest.mark.parametrize("key", ["revision", "layer", "instruction"])
+def test_a_model_is_not_run_on_features_of_another_llm(exported: Path, tmp_path: Path, key: str) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["prompts"][1][key] = "another"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"trained with another LLM 1: {key} was 'another'.*use the LLM it was"):
+        Pipeline.load(str(tmp_path))
+
+
+def test_a_checkpoint_knows_its_llms(tiny_checkpoint: Path) -> None:
+    checkpoint = torch.load(tiny_checkpoint, weights_only=True)
+    assert checkpoint["llms"] == [llm.identity for llm in Pipeline.load(str(tiny_checkpoint)).model.llms]
