@@ -28,6 +28,7 @@ from lidit.scenes.benchmarks import Prompt, prompts, score
 BENCHMARK = "heldout"
 SAMPLER_STEPS, GUIDANCE = 20, 4.0
 SHOWN = 4  # prompts per task in the picture
+SCORES = {"clip_score/scenes": "CLIP score", "siglip_score/scenes": "SigLIP score", "judge/overall": "judge"}
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -49,8 +50,11 @@ looks that training never showed, from the same noise, and the judge read the pi
 <h2>Pictures</h2>
 <p>In each pair: left the model trained just now, right the bundled one.</p>
 <img alt="Pairs of pictures with their prompts" src="data:image/png;base64,{samples}">
-<h2>Training loss</h2>
-<img alt="Training loss over steps" src="data:image/png;base64,{curve}">
+<h2>While training</h2>
+<p>What a model of open_clip says of the pictures (100 times the cosine of picture and prompt), and what the judge does.
+Both scorers are bundled miniatures; their numbers mean nothing beside those of the large ones.</p>
+<img alt="CLIP score, SigLIP score and the judge's score over steps" src="data:image/png;base64,{scores}">
+<img alt="Training loss over steps" src="data:image/png;base64,{loss}">
 <h2>Next</h2>
 <p><code>lidit sample "a red circle to the left of a blue square" --out out.png</code> draws with the bundled model;
 <code>--checkpoint {checkpoint}</code> with the one trained just now.</p>
@@ -84,7 +88,7 @@ def demo(
     drawn = {name: draw(source, questions, seed) for name, source in (("demo", str(checkpoint)), ("bundled", BUNDLED))}
     scores = {name: score(BENCHMARK, questions, images) for name, images in drawn.items()}
     say(5, "writing the report")
-    picture, curve = pairs(questions, drawn, prompts_per_task), loss_curve(folder / "run")
+    picture, run_folder = pairs(questions, drawn, prompts_per_task), folder / "run"
     (folder / "samples.png").write_bytes(picture)
     settings = {"steps": steps, "scenes": scenes, "seed": seed, "prompts_per_task": prompts_per_task}
     record = {**settings, "sampler_steps": SAMPLER_STEPS, "guidance": GUIDANCE, "minutes": round(minutes, 2)}
@@ -100,7 +104,8 @@ def demo(
         count=len(questions),
         rows=rows,
         samples=base64.b64encode(picture).decode(),
-        curve=base64.b64encode(curve).decode(),
+        loss=base64.b64encode(curve(run_folder, {"train/loss": "loss"})).decode(),
+        scores=base64.b64encode(curve(run_folder, SCORES)).decode(),
         checkpoint=html.escape(str(checkpoint)),
     )
     (folder / "report.html").write_text(page)
@@ -151,16 +156,17 @@ def pairs(questions: list[Prompt], drawn: dict[str, list[np.ndarray]], per_task:
     return as_png(figure)
 
 
-def loss_curve(run_folder: Path) -> bytes:
-    """A PNG of the training loss, from the run's metrics.csv."""
+def curve(run_folder: Path, columns: dict[str, str]) -> bytes:
+    """A PNG of a run's logged numbers over steps, an axis for each column of its metrics.csv, by their labels."""
     with (next(run_folder.rglob("metrics.csv"))).open() as file:
-        points = [(int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(file) if row.get("train/loss")]
-    steps, losses = zip(*points, strict=True)
-    figure, axis = plt.subplots(figsize=(8, 3))
-    axis.plot(steps, losses)
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss")
-    axis.set_ylim(bottom=0)
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(1, len(columns), figsize=(8, 3), squeeze=False)
+    for axis, (column, label) in zip(axes.flat, columns.items(), strict=True):
+        points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+        axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
+        axis.set_xlabel("step")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
     return as_png(figure)
 
 

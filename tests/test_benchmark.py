@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidit.benchmark import BENCHMARKS, draw, load, report, tiled
+from lidit.benchmark import BENCHMARKS, draw, report, tiled
 from lidit.cli import main
 from lidit.eval.suite import Picture, Suite
 
@@ -100,9 +100,12 @@ def test_a_folder_of_other_things_is_not_written_to(tiny_checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_has_its_two_functions(name: str) -> None:
-    assert callable(load(name).suite)
-    assert callable(load(name).score)
+def test_every_benchmark_has_its_two_commands(name: str, capsys) -> None:
+    assert main(["sample", "--benchmark", name, "--help"]) == 0
+    assert main(["score", "--benchmark", name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--guidance" in said
+    assert "--allow_missing" in said
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,9 @@ def read_image(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise BenchmarkError(f"{path} is missing; finish the run with lidit sample") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise BenchmarkError(f"{path} cannot be read as an image ({error}); delete it and run lidit sample again") from error
+        raise BenchmarkError(
+            f"{path} cannot be read as an image ({error}); delete it and run lidit sample again"
+        ) from error
 
 
 def present(run: Path, paths: list[str], allow_missing: bool) -> list[str]:

@@ -1,0 +1,142 @@
+"""CLIP and SigLIP scores while training: how well the pictures of fixed prompts follow them, by models of open_clip."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lidit.callbacks.samples import FixedPrompts
+from lidit.eval.metrics import SIGLIP, Agreement, CLIPScore, SigLIPScore
+from lidit.eval.openclip import OpenCLIP
+from lidit.module import TextToImage
+
+
+class ScoreCallback(FixedPrompts):
+    """Scores sets of fixed prompts every n steps and at the end, as `NAME/SET` in every log.
+
+    Each rank draws and scores its share of the prompts. Callbacks that draw the same prompts in the same way share the
+    images. The scorer is no part of the module: no checkpoint, EMA copy or shard mentions it. How much of the training
+    time it took is printed at the end of the run.
+
+    Args:
+        name: of the score in the logs.
+        scorer: the metric; its encoder is outside the module tree.
+        prompt_sets: name of a set to its prompts.
+        settings: as of `FixedPrompts`.
+
+    Raises:
+        ValueError: as `FixedPrompts`, or a set without prompts.
+    """
+
+    def __init__(self, name: str, scorer: Agreement, prompt_sets: dict[str, list[str]], **settings):
+        if empty := [which for which, prompts in prompt_sets.items() if not prompts]:
+            raise ValueError(f"prompt set {empty[0]!r} of {type(self).__name__} is empty; leave it out")
+        super().__init__([prompt for prompts in prompt_sets.values() for prompt in prompts], **settings)
+        self.name, self.scorer = name, scorer
+        self.sets = [which for which, prompts in prompt_sets.items() for _ in prompts]  # of each prompt
+        self.images: dict[int, np.ndarray] = {}  # this rank's, of the last drawing
+        self._times: list[float] = []
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
+        """Load the scorer now, so that one that cannot be loaded does not stop a run in its middle."""
+        self.scorer.encoder.load()
+        self.scorer.to(pl_module.device)  # its sums, which meet over the ranks
+        self._start = perf_counter()
+
+    def use(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:
+        """Draw, or take what another callback has drawn, score and log."""
+        begun = perf_counter()
+        self.images = self._shared(trainer, step) or self._share(trainer, pl_module)
+        scores = {f"{self.name}/{which}": self._score(which) for which in dict.fromkeys(self.sets)}
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step)
+        self._times.append(perf_counter() - begun)
+
+    def on_train_end(self, trainer: Trainer, pl_module: TextToImage) -> None:
+        """Score what training ends with, and say what scoring has cost."""
+        super().on_train_end(trainer, pl_module)
+        spent, whole = sum(self._times), perf_counter() - self._start
+        if self._times:
+            rank_zero_info(
+                f"{self.name}: {len(self._times)} times in {spent:.1f} s, {100 * spent / whole:.1f} % of the training "
+                f"time; every_n_steps is {self.every_n_steps}"
+            )
+
+    def same_images(self, other: ScoreCallback) -> bool:
+        """Whether another callback draws what this one does."""
+        ours, theirs = ((c.prompts, c.seeds, c.size, c.settings) for c in (self, other))
+        return ours == theirs
+
+    def _shared(self, trainer: Trainer, step: int) -> dict[int, np.ndarray]:
+        """Images that another callback has drawn in this step."""
+        others = (c for c in trainer.callbacks if isinstance(c, ScoreCallback) and c is not self)
+        return next((c.images for c in others if c._drawn == step and c.images and c.same_images(self)), {})
+
+    def _share(self, trainer: Trainer, pl_module: TextToImage) -> dict[int, np.ndarray]:
+        """This rank's share; every rank draws equally many, since sharded weights meet in every forward pass."""
+        count, world = len(self.prompts), trainer.world_size
+        which = [i % count for i in range(trainer.global_rank, -(-count // world) * world, world)]
+        drawn = dict(zip(which, self.draw(trainer, pl_module, which), strict=True))
+        return {i: image for i, image in drawn.items() if i % world == trainer.global_rank}
+
+    def _score(self, which: str) -> float:
+        """The score of a set's images, of all ranks together."""
+        mine = [i for i in self.images if self.sets[i] == which]
+        self.scorer.reset()
+        if mine:
+            self.scorer.update([self.images[i] for i in mine], [self.prompts[i] for i in mine])
+        return float(self.scorer.compute())
+
+
+class CLIPScoreCallback(ScoreCallback):
+    """`ScoreCallback` with `lidit.eval.metrics.CLIPScore`, logged as `clip_score/SET`.
+
+    Args:
+        prompt_sets: name of a set to its prompts.
+        model: architecture of open_clip.
+        pretrained: its weights, as `OpenCLIP` takes them: a tag, a file, a folder, `bundled:clip`.
+        device: where the scorer runs, cpu or cuda.
+        every_n_steps: optimizer steps between scores.
+        settings: as of `FixedPrompts`.
+    """
+
+    def __init__(
+        self,
+        prompt_sets: dict[str, list[str]],
+        model: str = "ViT-L-14-quickgelu",
+        pretrained: str = "openai",
+        device: str = "cpu",
+        every_n_steps: int = 5000,
+        **settings,
+    ):
+        scorer = CLIPScore(OpenCLIP(model, pretrained, device))
+        super().__init__("clip_score", scorer, prompt_sets, every_n_steps=every_n_steps, **settings)
+
+
+class SigLIPScoreCallback(ScoreCallback):
+    """`ScoreCallback` with `lidit.eval.metrics.SigLIPScore`, logged as `siglip_score/SET`.
+
+    Args:
+        prompt_sets: name of a set to its prompts.
+        model: architecture of open_clip.
+        pretrained: its weights, as `OpenCLIP` takes them: a tag, a file, a folder, `bundled:clip`.
+        device: where the scorer runs, cpu or cuda.
+        every_n_steps: optimizer steps between scores.
+        settings: as of `FixedPrompts`.
+    """
+
+    def __init__(
+        self,
+        prompt_sets: dict[str, list[str]],
+        model: str = SIGLIP[0],
+        pretrained: str = SIGLIP[1],
+        device: str = "cpu",
+        every_n_steps: int = 5000,
+        **settings,
+    ):
+        scorer = SigLIPScore(OpenCLIP(model, pretrained, device))
+        super().__init__("siglip_score", scorer, prompt_sets, every_n_steps=every_n_steps, **settings)

@@ -1,0 +1,80 @@
+"""Golden cases: inputs with the verdicts of the benchmarks' official code, compared with ours.
+
+    python -m lidit.eval.golden FOLDER
+
+A benchmark's `*_golden` module says in `GOLDEN` which files it knows, and for each a function from the file's content,
+a list of cases for .jsonl and an object for .json, to the id of each case and what differs in it, or None.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+MODULES = ("lidit.eval.geneval_golden", "lidit.eval.dpg_golden", "lidit.eval.t2i_golden")
+BAD_CASES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files in another form than known
+
+Check = Callable[[Any], Iterator[tuple[str, str | None]]]
+
+
+def checks() -> dict[str, Check]:
+    """The functions of all benchmarks by name of file."""
+    return {name: check for module in MODULES for name, check in import_module(module).GOLDEN.items()}
+
+
+def compare(path: Path, check: Check) -> list[tuple[str, str | None]]:
+    """The id of each case in a file and what differs, or None; what cannot be read or run is a difference too."""
+    done: list[tuple[str, str | None]] = []
+    try:
+        for case in check(decode(path)):
+            done.append(case)
+    except BAD_CASES as error:
+        done.append((f"after {len(done)} cases", f"stopped by {type(error).__name__}: {error}"))
+    return done
+
+
+def decode(path: Path) -> Any:
+    """The cases of a .jsonl file, or the object of a .json file.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def run(folder: Path) -> int:
+    """Run the golden cases of a folder and print cases and differences per file.
+
+    Returns:
+        0 if at least one case was run and none differs, else 1.
+    """
+    known = checks()
+    files = sorted(path for path in folder.glob("*.json*") if path.is_file())
+    passed = failed = 0
+    for path in (path for path in files if path.name in known):
+        done = compare(path, known[path.name])
+        wrong = [(case, difference) for case, difference in done if difference is not None]
+        print(f"{path.name}: {len(done)} cases, {len(wrong)} differences")
+        for case, difference in wrong:
+            print(f"  {case}: {difference}")
+        passed, failed = passed + len(done) - len(wrong), failed + len(wrong)
+    for path in (path for path in files if path.name not in known):
+        print(f"{path.name}: not run, no check knows this file")
+    if not passed + failed:
+        print(f"{folder} holds no golden cases; they are files such as {next(iter(known))}")
+    print(f"{passed} passed, {failed} failed")
+    return 0 if passed and not failed else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m lidit.eval.golden", description=run.__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="of golden files")
+    sys.exit(run(parser.parse_args().folder))
