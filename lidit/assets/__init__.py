@@ -17,7 +17,7 @@ def resolve(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     folder = ROOT / name.removeprefix(PREFIX)
-    if not (folder / "config.json").is_file():
-        known = ", ".join(sorted(PREFIX + config.parent.name for config in ROOT.glob("*/config.json"))) or "nothing"
+    if not (folder / "card.json").is_file():
+        known = ", ".join(sorted(PREFIX + card.parent.name for card in ROOT.glob("*/card.json"))) or "nothing"
         raise ValueError(f"{name} is not bundled with lidit; bundled: {known}")
     return str(folder)

@@ -193,10 +193,10 @@ def test_instances_have_the_mask_of_their_query() -> None:
     logits = torch.full((2, 4, 4), -9.0)
     logits[0, 0, 0] = logits[1, 3, 3] = 9.0
     found = instances(
-        torch.tensor([[0.0, 0.0, 5.0, 0.0], [5.0, 0.0, 0.0, 0.0]]), logits, (4, 4), (4, 4), max_per_image=2
+        torch.tensor([[0.0, 5.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]]), logits, (4, 4), (4, 4), max_per_image=2
     )
     boxes = dict(zip(found.labels.tolist(), found.boxes.tolist(), strict=True))
-    assert boxes == {2: [0, 0, 1, 1], 0: [3, 3, 4, 4]}
+    assert boxes == {1: [0, 0, 1, 1], 0: [3, 3, 4, 4]}
 
 
 def test_padding_is_cut_before_masks_are_resized() -> None:
