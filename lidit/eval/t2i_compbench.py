@@ -180,7 +180,8 @@ def score(
 
     Returns:
         `scores` per category and scale (np2, np8; of spatial t2i-spatial-DETECTOR; none where no image was scored) and
-        the three attributes' mean where all were scored; counts of `images`; what parsed the `noun_phrases`, and which not; the `judges`; `details` per image.
+        the three attributes' mean where all were scored; counts of `images`; what parsed the `noun_phrases`, and which
+        not; the `judges`; `details` per image.
 
     Raises:
         BenchmarkError: the run was not drawn from these prompts, images are missing or unreadable, prompts are not
