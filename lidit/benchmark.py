@@ -177,10 +177,11 @@ def _batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
 
 
 def _share() -> tuple[int, int]:
-    """This process's number and how many share the work, as torchrun or Slurm say."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
+    """This process's number and how many share the work, as torchrun or srun say."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if "SLURM_STEP_ID" in os.environ:  # without srun a batch script has the numbers of tasks that are not there
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     return 0, 1
 
 
