@@ -261,6 +261,6 @@ def test_a_run_is_scored_by_a_real_judge(
         Image.fromarray(picture(i)).save(tmp_path / each.path)
     result = t2i_compbench.score(tmp_path, tmp_path, blip=str(folder))
     yes = [judge(picture(i), ["a red bench?", "a blue car?"]) for i in range(10)]
-    assert result["scores"]["color"]["np8"] == pytest.approx(np.mean([a * b for a, b in yes]), abs=2e-4)
+    assert result["scores"]["color np8"] == pytest.approx(np.mean([a * b for a, b in yes]), abs=2e-4)
     assert result["judges"]["attributes"]["name"] == "blipvqa-hf32"
     json.dumps(result)

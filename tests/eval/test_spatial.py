@@ -261,7 +261,7 @@ def test_a_run_is_scored_by_a_real_detector(folder: Path, tmp_path: Path, monkey
         Image.fromarray(picture()).save(tmp_path / each.path)
     result = t2i_compbench.score(tmp_path, tmp_path, detector=str(folder), detector_threshold=0.0)
     name = result["judges"]["spatial"]["name"]
-    assert set(result["scores"]["spatial"]) == {name}
+    assert set(result["scores"]) == {f"spatial {name}"}
     boxes = Detector(str(folder), threshold=0.0)(picture(), ["cat", "person"])
-    assert result["scores"]["spatial"][name] == pytest.approx(spatial_score(text.decode(), ["cat", "man"], boxes))
+    assert result["scores"][f"spatial {name}"] == pytest.approx(spatial_score(text.decode(), ["cat", "man"], boxes))
     json.dumps(result)
