@@ -98,7 +98,7 @@ def test_training_learns_which_image_belongs_to_which_caption(loss: str, tokeniz
     losses = mini_clip.optimize(model, tokenizer, stream, steps=80, learning_rate=2e-3, loss=loss)
     chance = math.log(4) if loss == "clip" else 4 * math.log(4) - 3 * math.log(3)  # a sigmoid at the base rate
     assert np.mean(losses[-10:]) < 0.85 * chance
-    assert 0 <= float(model.logit_scale) <= math.log(100)
+    assert 0 <= model.logit_scale.item() <= math.log(100)
 
 
 def test_a_long_caption_keeps_its_end_token_and_a_short_one_is_padded(tokenizer: object) -> None:
