@@ -166,7 +166,7 @@ def curve(run_folder: Path, columns: dict[str, str]) -> bytes:
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
         axis.set_xlabel("step")
         axis.set_ylabel(label)
-        axis.set_ylim(bottom=min(0.0, *(value for _, value in points)))
+        axis.set_ylim(bottom=min([0.0, *(value for _, value in points)]))
     return as_png(figure)
 
 
