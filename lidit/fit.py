@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lidit.arguments import parse
 from lidit.data.datamodule import ShardData
 from lidit.module import TextToImage
+from lidit.pipeline import adopt, read
 
 PARSER = {"allow_abbrev": False, "exit_on_error": False}
 NUMBERED = ("TensorBoardLogger", "CSVLogger")  # loggers that number their runs
@@ -45,6 +46,31 @@ class RecipeCLI(LightningCLI):
         given = self.config[self.config.subcommand]
         # Lightning would put a checkpoint's settings over the recipe's without a word: it learns of it later
         self.ckpt_path, given.ckpt_path = given.ckpt_path, None
+
+    def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
+        """What Lightning's own arguments leave out."""
+        parser.add_argument(
+            "--start_from",
+            type=str | None,
+            default=None,
+            help="Weights to begin with: `bundled:NAME`, an exported folder, or a checkpoint, whose averaged weights are"
+            " taken; training starts anew, from step 0. To go on with a run, say --ckpt_path.",
+        )
+
+    def before_fit(self) -> None:
+        """Give the model the weights it starts from.
+
+        Raises:
+            ValueError: the weights are of another model, or a checkpoint is given as well.
+        """
+        source = self.config[self.config.subcommand].start_from
+        if source and self.ckpt_path:
+            raise ValueError("--start_from begins anew and --ckpt_path goes on with a run; give one of them")
+        if source:
+            _, weights, llms = read(source)
+            adopt(self.model, weights, llms, source)
+
+    before_validate = before_test = before_fit
 
     def before_instantiate_classes(self) -> None:
         """Give loggers that write to one place one number: each would count on from the folder of the one before."""

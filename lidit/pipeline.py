@@ -51,20 +51,9 @@ class Pipeline:
             FileNotFoundError: there is nothing at that place.
             ValueError: what is there is no such folder or checkpoint, or its weights do not fit its architecture.
         """
-        path = Path(resolve(source))
-        if path.is_dir():
-            config, weights, llms = read_export(path)
-        elif path.is_file():
-            config, weights, llms = read_checkpoint(path, ema)
-        else:
-            raise FileNotFoundError(
-                f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used"
-            )
+        config, weights, llms = read(source, ema)
         model = build(config)
-        model.configure_model()
-        model.check_llms(llms, str(source))
-        model.check_weights(weights, str(source))
-        model.load_state_dict(weights)
+        adopt(model, weights, llms, source)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
     @torch.no_grad()
@@ -169,6 +158,36 @@ def build(config: dict) -> TextToImage:
         return parser.instantiate(parser.parse_object({"model": copy.deepcopy(config)})).model
     except ArgumentError as error:
         raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
+
+
+def read(source: str, ema: bool = True) -> tuple[dict, dict[str, Tensor], list[dict]]:
+    """Configuration, weights and the LLMs' identities from any of the places that `Pipeline.load` names."""
+    path = Path(resolve(source))
+    if path.is_dir():
+        return read_export(path)
+    if path.is_file():
+        return read_checkpoint(path, ema)
+    raise FileNotFoundError(
+        f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used"
+    )
+
+
+def adopt(model: TextToImage, weights: dict[str, Tensor], llms: list[dict], source: str) -> None:
+    """Build what is trained, if it is not built yet, and give it these weights.
+
+    Args:
+        model: as configured.
+        weights: of a model of the same architecture.
+        llms: the identities of the LLMs they were trained with.
+        source: of the weights, for messages.
+
+    Raises:
+        ValueError: they are of another architecture or were trained with other LLMs.
+    """
+    model.configure_model()
+    model.check_llms(llms, source)
+    model.check_weights(weights, source)
+    model.load_state_dict(weights)
 
 
 def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:

@@ -140,6 +140,27 @@ def test_the_test_verb_measures_the_averaged_weights_as_validation_did(
     assert list(history(tmp_path, "test/loss").values()) == list(history(logs, "val/loss").values())[-1:]
 
 
+def test_a_run_that_starts_from_weights_begins_with_their_average_at_step_0(
+    tiny_recipe: Path, tiny_checkpoint: Path, logs: Path, tmp_path: Path
+) -> None:
+    given = [f"--start_from={tiny_checkpoint}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    given += [f"--trainer.callbacks.dirpath={tmp_path}", "--trainer.max_steps=2", "--model.learning_rate=0"]
+    assert main(["fit", "--config", str(tiny_recipe), *given]) == 0
+    assert list(history(tmp_path, "train/loss")) == [0, 1]
+    (start,) = history(tmp_path, "val/loss").values()
+    assert float(start) == pytest.approx(float(list(history(logs, "val/loss").values())[-1]), rel=1e-5)
+
+
+def test_weights_to_start_from_must_fit_and_leave_no_doubt(
+    tiny_recipe: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    start = ["fit", "--config", str(tiny_recipe), f"--start_from={tiny_checkpoint}"]
+    assert main([*start, "--model.backbone.init_args.depth=1"]) == 1
+    assert "is of another architecture" in capsys.readouterr().err
+    assert main([*start, f"--ckpt_path={tiny_checkpoint}"]) == 1
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_a_setting_given_with_a_checkpoint_counts(tiny_recipe: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     given = ["--model.learning_rate=0.5", f"--trainer.logger.init_args.save_dir={tmp_path}"]
     assert main(["fit", "--config", str(tiny_recipe), "--ckpt_path", str(tiny_checkpoint), *given]) == 0
