@@ -53,8 +53,8 @@ class RecipeCLI(LightningCLI):
             "--start_from",
             type=str | None,
             default=None,
-            help="Weights to begin with: `bundled:NAME`, an exported folder, or a checkpoint, whose averaged weights are"
-            " taken; training starts anew, from step 0. To go on with a run, say --ckpt_path.",
+            help="Weights to begin with: `bundled:NAME`, an exported folder, or a checkpoint, whose averaged weights"
+            " are taken; training starts anew, from step 0. To go on with a run, say --ckpt_path.",
         )
 
     def before_fit(self) -> None:

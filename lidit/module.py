@@ -137,11 +137,14 @@ class TextToImage(LightningModule):
     def _draws(self) -> SharedDraws:
         """The batch's noise and times: decided by the run's seed and how many batches came before, hence resumable."""
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return self._shared([torch.initial_seed(), batches], self.device)
+
+    def _shared(self, seed: list[int], device: torch.device | str) -> SharedDraws:
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        return SharedDraws([torch.initial_seed(), batches], self.device, ranks["rank"], ranks["num_replicas"])
+        return SharedDraws(seed, device, ranks["rank"], ranks["num_replicas"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss at the same noise and times in every validation."""
+        """Loss at the same noise and times in every validation, on any device and number of ranks."""
         self._evaluate(batch, batch_idx, "val/loss")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -149,7 +152,7 @@ class TextToImage(LightningModule):
         self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Batch, batch_idx: int, name: str) -> None:
-        loss, _ = self.loss(batch, torch.Generator().manual_seed(batch_idx))
+        loss, _ = self.loss(batch, self._shared([batch_idx], "cpu"))
         self.log(name, loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> dict:

@@ -21,8 +21,8 @@ from lidit.scenes.draw import Scene, draw, grid, held_out, random_scene
 
 COUNT_WEIGHTS = (0.20, 0.38, 0.14, 0.10, 0.06, 0.04, 0.04, 0.04)  # one to eight objects
 ALIKE_SHARE = 0.6  # of the scenes of three to five objects, these show one look several times: 'three red stars'
-# What captions of pictures take for their form, in the order of FORMS. More relations than in the text of the LLMs: only
-# two objects off the diagonal have one, and where things lie is settled in the few steps near pure noise.
+# Shares of FORMS among captions of pictures. Only two objects off the diagonal have a relation: with the 0.30 of
+# describe.py, 7 % of the captions state one, and LI-DiT had not learnt it after 7,500 batches.
 PICTURE_FORMS = (0.15, 0.10, 0.55, 0.20)
 
 
