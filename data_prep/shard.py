@@ -4,18 +4,27 @@ A folder holds `00000.tar`, `00001.tar`, ..., an index beside each (`lidit/data/
 `shards.json`, which says how the folder was made. The same arguments give the same bytes.
 
     lidit prep shard --out shards/train --count 20000 --sizes '[64x64, 96x64]'
+    lidit prep shard --out shards/cc12m --source img2dataset --path cc12m --sizes '[256x256, 320x192, 192x320]'
+
+Pictures of a collection are scaled and cropped to the size of nearest aspect and stored as JPEG of quality 95, or as
+they are where they have that size already (`data_prep/images.py` says more, also of odd files). Shard i holds what is
+usable of the i-th `shard_size` records, so any process can write any shard. What is not usable is never replaced: it is
+named in `skipped.jsonl` (`{"key", "reason", "detail"}`; `00000.skipped.jsonl` and so on are its parts), and counted at
+the end. A shard of which nothing is left is written but not listed in `shards.json`.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -24,62 +33,79 @@ import numpy as np
 from PIL import Image
 
 from data_prep import sources
-from lidit.data.index import MANIFEST, differences, index_path, read_index, scan
+from data_prep.images import Picture, Unusable, fit
+from data_prep.places import Cell
+from data_prep.processes import begin, replacing
+from data_prep.records import Record, digest, kept_keys
+from lidit.data.index import MANIFEST, index_path, read_index, scan
 
 SOURCES = {"scenes": sources.scenes}
+SCENES = 20_000  # drawn where no count is given
+SKIPPED = "skipped.jsonl"
+Sizes = Sequence[tuple[int, int]]
+Work = list[Callable[[], Iterator[Record]]]  # the records of each shard, made when it is written
 
 
 def shard(
     out: str,
-    source: Literal["scenes"] = "scenes",
-    count: int = 20_000,
+    source: Literal["scenes", "imagenet", "img2dataset", "table"] = "scenes",
+    count: int | None = None,
     seed: int = 0,
     sizes: tuple[str, ...] = ("64x64",),
     shard_size: int = 1000,
     held: bool = False,
     workers: int = 2,
+    path: str | None = None,
+    columns: sources.Columns = sources.Columns(),
+    class_names: str | None = None,
+    keep: str | None = None,
+    shuffle: bool = True,
 ) -> None:
     """Write a set of shards; run again with the same arguments, it writes only what is missing.
 
     Args:
         out: folder to write, new or begun with the same arguments.
-        source: where the samples come from.
-        count: samples.
-        seed: of the source.
-        sizes: image sizes WIDTHxHEIGHT in pixels; sample i takes the i-th, round and round.
-        shard_size: samples in a tar.
+        source: where the samples come from: drawn scenes, class folders or tars, img2dataset's output, or a table of
+            captions.
+        count: samples; of a collection at most so many records. None: 20,000 scenes, or the whole collection.
+        seed: of the scenes, or of shuffling.
+        sizes: image sizes WIDTHxHEIGHT in pixels. Scene i takes the i-th, round and round; a picture the one of nearest
+            aspect, of several the largest it covers. One that would have to be enlarged is skipped.
+        shard_size: samples in a tar, or records of a collection that go into it.
         held: only scenes with looks that training never shows.
         workers: processes that write.
+        path: the collection: its folder, tar, pattern of tars, or table.
+        columns: what the columns of a table are called, or the fields of img2dataset's JSON.
+        class_names: for imagenet, a file with lines `n01440764 tench, Tinca tinca`; none: WordNet's own.
+        keep: kept.jsonl of `lidit prep filter`; none: every record.
+        shuffle: spread the records over the shards by the seed. Without it they keep the collection's order, in which
+            big tars, slow disks and images inside parquet are read best, and ImageNet lies class by class.
 
     Raises:
-        ValueError: the folder holds something else, or an argument is out of range.
+        FileNotFoundError: the collection is not there.
+        ValueError: the folder holds something else, an argument is out of range or does not belong to the source, the
+            collection is of another kind, or none of it can be used.
     """
-    for name, value in (("count", count), ("shard_size", shard_size), ("workers", workers), ("sizes", len(sizes))):
-        if value < 1:
+    numbers = {"count": count, "shard_size": shard_size, "workers": workers, "sizes": len(sizes)}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     pixels = [parse_size(size) for size in sizes]
-    for width, height in pixels:  # a size the source cannot draw is refused before anything is written
-        next(SOURCES[source](1, seed, width, height, held))
-    folder = Path(out)
-    tars = [f"{i:05d}.tar" for i in range(-(-count // shard_size))]
-    made = {
-        "source": source,
-        "count": count,
-        "seed": seed,
-        "sizes": list(sizes),
-        "shard_size": shard_size,
-        "held": held,
-    }
-    claim(folder, MANIFEST, made, {"tars": tars}, "write to another folder or delete this one")
-    missing = [i for i, name in enumerate(tars) if not _finished(folder / name)]
-    print(f"{folder}: {len(tars) - len(missing)} of {len(tars)} shards are there already", flush=True)
-    jobs = [
-        (folder / tars[i], source, i * shard_size, min(count, (i + 1) * shard_size), seed, pixels, held)
-        for i in missing
-    ]
-    for done, (path, seconds) in enumerate(_run(jobs, workers), start=1):
-        left = seconds / done * (len(jobs) - done)
-        print(f"{path}: shard {done} of {len(jobs)}, about {left:.0f} s left", flush=True)
+    made = {"source": source, "count": count, "seed": seed, "sizes": list(sizes), "shard_size": shard_size}
+    if source == "scenes":
+        _refuse(source, path=path, class_names=class_names, keep=keep)
+        made |= {"count": count or SCENES, "held": held}
+        work = _drawn(made["count"], seed, pixels, shard_size, held)
+    else:
+        _refuse(source, held=held)
+        records = _collected(source, path, columns, class_names, keep, seed if shuffle else None)[:count]
+        made |= {"shuffle": shuffle, "columns": asdict(columns), "records": len(records), "digest": digest(records)}
+        work = [partial(iter, records[i : i + shard_size]) for i in range(0, len(records), shard_size)]
+    folder, tars = Path(out), [f"{i:05d}.tar" for i in range(len(work))]
+    begin(folder, MANIFEST, made, {"tars": tars}, "write to another folder or delete this one")
+    _write_missing(folder, tars, work, pixels, workers)
+    if source != "scenes":
+        _report(folder, tars)
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -89,61 +115,93 @@ def parse_size(size: str) -> tuple[int, int]:
         ValueError: it is not of that form.
     """
     width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise ValueError(f"size {size!r} is not of the form WIDTHxHEIGHT, for example 96x64")
     return int(width), int(height)
 
 
-def claim(folder: Path, name: str, made: dict, more: dict, fix: str) -> None:
-    """Start or continue a folder: its file `name` says how it was made, and whatever `more` follows from that.
+def write_tar(path: Path, records: Iterator[Record], sizes: Sizes = ()) -> None:
+    """Write one shard and its index, each under a temporary name first, the tar last: where it is, it is whole.
 
-    Raises:
-        ValueError: the folder was made otherwise or holds files that are not ours.
+    Args:
+        path: of the tar.
+        records: whose images are drawn, or lie somewhere.
+        sizes: (width, height) to choose from for images that lie somewhere.
     """
-    manifest, made = folder / name, json.loads(json.dumps(made))
-    if manifest.is_file():
-        if differ := differences(json.loads(manifest.read_text()), made):
-            raise ValueError(f"{folder} holds other data: {'; '.join(differ)}; {fix}")
-        return
-    partial = folder / f".{name}.partial"
-    if folder.is_dir() and any(file != partial for file in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and was not begun by this command; {fix}")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(made | more, indent=1))
-    os.replace(partial, manifest)
-
-
-def write_tar(path: Path, records: Iterator[sources.Record]) -> None:
-    """Write one shard and its index, each under a temporary name first, the tar last: where it is, it is whole."""
-    partial, partial_index = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.npz")
-    try:
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
+    skipped = []
+    with replacing(path) as unfinished:
+        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as archive:
             for record in records:
-                height, width = record.image.shape[:2]
-                text = {"caption": record.caption, "dense": record.dense, "width": width, "height": height}
-                _add(archive, f"{record.key}.png", _png(record.image))
+                try:
+                    caption, dense = record.texts()
+                    picture = _picture(record, sizes)
+                except Unusable as why:
+                    skipped.append({"key": record.key, "reason": why.reason, "detail": why.detail})
+                    continue
+                text = {"caption": caption, "dense": dense, "width": picture.width, "height": picture.height}
+                _add(archive, f"{record.key}.{picture.kind}", picture.data)
                 _add(archive, f"{record.key}.json", json.dumps(text, ensure_ascii=False).encode())
-        np.savez(partial_index, **scan(partial), tar_bytes=partial.stat().st_size)
-        os.replace(partial_index, index_path(path))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_index.unlink(missing_ok=True)
+        _write_lines(path.with_suffix(f".{SKIPPED}"), skipped)
+        with replacing(index_path(path)) as index, index.open("wb") as file:
+            np.savez(file, **scan(unfinished), tar_bytes=unfinished.stat().st_size)
 
 
-def _write(
-    path: Path, source: str, start: int, stop: int, seed: int, pixels: list[tuple[int, int]], held: bool
-) -> Path:
-    write_tar(path, _records(source, start, stop, seed, pixels, held))
-    return path
+def _refuse(source: str, **options: object) -> None:
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{name} is {value!r}, which does not belong to source {source}")
 
 
-def _records(
-    source: str, start: int, stop: int, seed: int, pixels: list[tuple[int, int]], held: bool
-) -> Iterator[sources.Record]:
+def _drawn(count: int, seed: int, pixels: Sizes, shard_size: int, held: bool) -> Work:
+    """Scenes for each shard; a size the source cannot draw is refused before anything is written."""
+    for width, height in pixels:
+        next(SOURCES["scenes"](1, seed, width, height, held))
+    return [
+        partial(_draw, first, min(count, first + shard_size), seed, pixels, held)
+        for first in range(0, count, shard_size)
+    ]
+
+
+def _draw(start: int, stop: int, seed: int, pixels: Sizes, held: bool) -> Iterator[Record]:
     for i in range(start, stop):
         width, height = pixels[i % len(pixels)]
-        yield from SOURCES[source](1, seed, width, height, held, start=i)
+        yield from SOURCES["scenes"](1, seed, width, height, held, start=i)
+
+
+def _collected(
+    source: sources.Collection,
+    path: str | None,
+    columns: sources.Columns,
+    class_names: str | None,
+    keep: str | None,
+    seed: int | None,
+) -> list[Record]:
+    """The records of a collection that are to be kept, in the order they are written."""
+    if path is None:
+        raise ValueError(f"source {source} needs a path")
+    records = sources.find(source, path, columns, class_names)
+    if keep is not None:
+        kept = kept_keys(Path(keep), digest(records))
+        records = [record for record in records if record.key in kept]
+    if seed is None:
+        return records
+    if any(isinstance(record.image, Cell) for record in records):
+        raise ValueError(f"{path} holds images inside parquet, which are read in their order; set shuffle to false")
+    return [records[i] for i in np.random.default_rng(seed).permutation(len(records))]
+
+
+def _write_missing(folder: Path, tars: list[str], work: Work, sizes: Sizes, workers: int) -> None:
+    missing = [i for i, name in enumerate(tars) if not _finished(folder / name)]
+    print(f"{folder}: {len(tars) - len(missing)} of {len(tars)} shards are there already", flush=True)
+    jobs = [(folder / tars[i], work[i], sizes) for i in missing]
+    for done, (path, seconds) in enumerate(_run(jobs, workers), start=1):
+        left = seconds / done * (len(jobs) - done)
+        print(f"{path}: shard {done} of {len(jobs)}, about {left:.0f} s left", flush=True)
+
+
+def _write(path: Path, records: Callable[[], Iterator[Record]], sizes: Sizes) -> Path:
+    write_tar(path, records(), sizes)
+    return path
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[Path, float]]:
@@ -173,16 +231,53 @@ def _finished(path: Path) -> bool:
     return True
 
 
+def _report(folder: Path, tars: list[str]) -> None:
+    """List the shards that hold something, and say what was skipped.
+
+    Raises:
+        ValueError: none holds anything.
+    """
+    counts = {name: len(read_index(folder / name)["key"]) for name in tars}
+    lists = [(folder / name).with_suffix(f".{SKIPPED}") for name in tars]
+    skipped = [json.loads(line) for file in lists if file.is_file() for line in file.read_text().splitlines()]
+    _write_lines(folder / SKIPPED, skipped)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest["tars"] != (listed := [name for name, count in counts.items() if count]):
+        with replacing(folder / MANIFEST) as file:
+            file.write_text(json.dumps(manifest | {"tars": listed}, indent=1))
+    print(f"{folder}: {sum(counts.values())} samples; {len(skipped)} records were skipped", flush=True)
+    examples = {line["reason"]: line for line in reversed(skipped)}
+    for reason, number in Counter(line["reason"] for line in skipped).most_common():
+        print(f"  {number} {reason}, for example {examples[reason]['key']}: {examples[reason]['detail'] or reason}")
+    if skipped:
+        print(f"  {folder / SKIPPED} names them all")
+    if not listed:
+        raise ValueError(f"no record can be used; {folder / SKIPPED} says why")
+
+
+def _write_lines(path: Path, lines: list[dict[str, str]]) -> None:
+    """Write JSON lines; without any, there is no file. What is there already is not touched."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if not lines:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_text() != text:
+        with replacing(path) as file:
+            file.write_text(text)
+
+
+def _picture(record: Record, sizes: Sizes) -> Picture:
+    if not isinstance(record.image, np.ndarray):
+        return fit(record.data(), sizes)
+    buffer = io.BytesIO()
+    Image.fromarray(record.image).save(buffer, "PNG")
+    height, width = record.image.shape[:2]
+    return Picture(buffer.getvalue(), "png", width, height)
+
+
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)  # its time, owner and group are 0: the same data gives the same bytes
     info.size = len(data)
     archive.addfile(info, io.BytesIO(data))
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

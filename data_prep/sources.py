@@ -1,23 +1,154 @@
-"""Where samples come from: one generator per source, all yielding the same record."""
+"""Where samples come from: one generator per source, all yielding the same record.
+
+    imagenet     PATH/CLASS/*, PATH/CLASS.tar, or one tar of such tars (ILSVRC2012_img_train.tar); any other pictures
+                 sorted into one folder a class as well. The caption is `a photo of {class}`.
+    img2dataset  What img2dataset writes, and so CC12M and LAION: tars (--output_format webdataset), or folders of
+                 pictures beside parquet files (--output_format files). Each picture KEY.jpg has its caption in KEY.txt,
+                 and everything else in KEY.json, so the parquet files are not needed. Any other WebDataset of that
+                 form too. (Of --output_format parquet: a `table` whose image column is `jpg`.)
+    table        A CSV, TSV, JSONL or parquet file, or a folder of them: a row has a caption and the path of a picture,
+                 relative to the table, or in parquet the picture itself. Parquet needs pyarrow.
+    scenes       Drawn scenes of the miniature world.
+
+Records of collections say where their bytes lie and are read when they are used: about 0.8 kB of memory each, so a
+collection of tens of millions is better made into several sets, which training reads as one (`ShardData.train` takes a
+list). What is known to be unusable when it is listed is yielded all the same, with its `problem`: it is counted and
+named where it is left out.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-
+from data_prep.places import Place, files, members, rows, samples, tars
+from data_prep.records import Field, Record, safe_key
 from lidit.scenes.corpus import examples
+
+Collection = Literal["imagenet", "img2dataset", "table"]
+WNID = re.compile(r"n\d{8}")
+BROKEN_TAR = "broken tar"
 
 
 @dataclass(frozen=True)
-class Record:
-    """One sample before it is written to a shard."""
+class Columns:
+    """What the columns of a table are called, or the fields of img2dataset's JSON.
 
-    key: str  # unique in its set; the name of its files in the tar
-    image: np.ndarray  # uint8 (H W 3), RGB
-    caption: str  # the original caption
-    dense: str = ""  # the synthetic one, empty where there is none
+    Args:
+        image: the picture: its path, or in parquet its bytes too. Not for img2dataset.
+        caption: the original caption; of img2dataset a JSON field to take instead of KEY.txt.
+        dense: the synthetic caption; none: there is none.
+        key: what names a row; none: its number. Not for img2dataset.
+    """
+
+    image: str = "image"
+    caption: str = "caption"
+    dense: str | None = None
+    key: str | None = None
+
+
+def find(source: Collection, path: str, columns: Columns, class_names: str | None = None) -> list[Record]:
+    """All records of a collection; where several have one key, all but the first have that as their problem.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
+        ValueError: it is no such collection.
+    """
+    if not Path(path).exists() and not (source == "img2dataset" and tars(path)):
+        raise FileNotFoundError(f"{path} is missing")
+    if source == "imagenet":
+        found = imagenet(path, class_names)
+    else:
+        found = table(path, columns) if source == "table" else img2dataset(path, columns)
+    seen: set[str] = set()
+    records = []
+    for record in found:
+        again = record.key in seen and not record.problem
+        records.append(replace(record, problem="duplicate key") if again else record)
+        seen.add(record.key)
+    if not records:
+        raise ValueError(f"{path} holds nothing of a source {source}; is it another one, or its subfolder?")
+    return records
+
+
+def imagenet(path: str, class_names: str | None = None) -> Iterator[Record]:
+    """Pictures sorted into classes, with the caption `a photo of {class}`.
+
+    Args:
+        path: folder of class folders or class tars, or one tar of class tars.
+        class_names: file with lines `n01440764 tench, Tinca tinca`, for folders that are not named for what they show;
+            none: WordNet's own for ImageNet's, else the folder's name without underscores.
+
+    Raises:
+        ValueError: a class has no name.
+    """
+    names = _class_names(class_names)
+    for label, file, place in _pictures(Path(path)):
+        # UNSTATED: which of a synset's names; the first, as WordNet lists them.
+        name = names.get(label) or ("" if WNID.fullmatch(label) else label.replace("_", " "))
+        if not name and place:
+            raise ValueError(f"class {label} of {path} has no name; give one for every class as class_names")
+        key = safe_key(f"{label}/{os.path.splitext(file)[0]}")
+        yield Record(key, place, f"a photo of {name}", problem="" if place else BROKEN_TAR)
+
+
+def img2dataset(path: str, columns: Columns = Columns()) -> Iterator[Record]:
+    """Pictures with captions beside them under the same name, in tars or folders.
+
+    A tar that breaks off gives the samples before that, and one record that says so.
+
+    Args:
+        path: folder of tars or of folders, one tar, or a pattern of tars, `cc12m/000*.tar`.
+        columns: fields of KEY.json.
+    """
+    inside = tars(path)
+    named = [(f"{tar.stem}/", members(tar)) for tar in inside] or [("", files(Path(path)))]
+    for prefix, content in named:
+        for name, parts in samples(content):
+            about = parts.get("json")
+            caption = parts.get("txt") if columns.caption == Columns.caption else None
+            dense = Field(about, columns.dense) if about and columns.dense else ""
+            yield Record(
+                safe_key(prefix + name),
+                parts.get("image"),
+                caption or (Field(about, columns.caption) if about else None),
+                dense,
+                about or {},
+                BROKEN_TAR if "broken" in parts else "",
+            )
+
+
+def table(path: str, columns: Columns = Columns()) -> Iterator[Record]:
+    """Rows of a caption and a picture.
+
+    Args:
+        path: a .csv, .tsv, .jsonl or .parquet file, or a folder of them, read in the order of their names.
+        columns: what they are called.
+
+    Raises:
+        ValueError: a table cannot be read or lacks a column, or its images are still to be downloaded.
+    """
+    checked = None
+    for i, (file, row) in enumerate(rows(Path(path), columns.image)):
+        if row is None:
+            yield Record(f"{i:08d}", None, None, problem="broken row")
+            continue
+        if file != checked:
+            _check_columns(file, row, columns)
+            checked = file
+        key = row.get(columns.key) if columns.key else None
+        image = row.get(columns.image)
+        if isinstance(image, str):
+            image = Place(str(file.parent / image)) if image else None
+        dense = row.get(columns.dense) if columns.dense else ""
+        yield Record(
+            f"{i:08d}" if key in (None, "") else safe_key(str(key)), image, row.get(columns.caption), dense, row
+        )
 
 
 def scenes(
@@ -40,3 +171,43 @@ def scenes(
         # these seeds apart from the small ones that others give to the corpus.
         (example,) = examples(((seed + 1) << 32) + i, 1, width, height, held)
         yield Record(f"{i:08d}", example.image, example.short.text, example.dense.text)
+
+
+def _pictures(root: Path) -> Iterator[tuple[str, str, Place | None]]:
+    """Class, name and place of every picture below a folder or in a tar; no place where a tar breaks off."""
+    if root.is_file():
+        for name, place in members(root):
+            if place is None:
+                yield root.stem, name, None
+            elif name.endswith(".tar"):
+                yield from ((Path(name).stem, *picture) for picture in members(root, place))
+        return
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            for name, place in files(entry):
+                if "/" in name:
+                    raise ValueError(f"{entry} holds folders itself; name the folder of the class folders as path")
+                yield entry.name, name, place
+        elif entry.suffix == ".tar":
+            yield from ((entry.stem, *picture) for picture in members(entry))
+
+
+def _class_names(path: str | None) -> dict[str, str]:
+    """Class to the first of its names."""
+    if path is None:
+        packages = getattr(find_spec("timm"), "submodule_search_locations", None) or [""]  # without importing torch
+        lemmas = Path(packages[0], "data/_info/imagenet_synset_to_lemma.txt")
+        text = lemmas.read_text(encoding="utf-8") if lemmas.is_file() else ""
+    else:
+        text = Path(path).read_text(encoding="utf-8")
+    lines = (line.split("\t" if "\t" in line else None, 1) for line in text.splitlines())
+    return {line[0]: line[1].partition(",")[0].strip() for line in lines if len(line) == 2}
+
+
+def _check_columns(file: Path, row: dict[str, Any], columns: Columns) -> None:
+    """Refuse a table that lacks a column, or has only links to images."""
+    for column in (columns.image, columns.caption, columns.dense, columns.key):
+        if column is not None and column not in row:
+            raise ValueError(f"{file} has no column {column!r} but {', '.join(row)}; name them as columns")
+    if str(row[columns.image]).startswith(("http://", "https://")):
+        raise ValueError(f"{file} has links in column {columns.image!r}; download them with img2dataset first")

@@ -1,0 +1,154 @@
+"""Processes that share a folder: each knows its part, and none spoils what another writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from data_prep.processes import begin, own_device, replacing, share
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID")
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*NAMES, "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
+        (SLURM | {"SLURM_STEP_ID": "0"}, (2, 8)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}, (2, 8)),
+        (SLURM | {"SLURM_PROCID": "0"}, (0, 1)),  # the job's script itself: it runs once, whatever it may start later
+        (SLURM | {"SLURM_STEP_ID": "0", "RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),  # torchrun within srun
+        ({"RANK": "3"}, (0, 1)),
+    ],
+)
+def test_the_launcher_says_which_part_is_ours(
+    environment: dict, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert share() == expected
+    assert share(1, 2) == (1, 2)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
+def test_a_rank_and_world_that_do_not_fit_are_refused(rank: int | None, world: int | None) -> None:
+    with pytest.raises(ValueError, match="rank is .* and world is"):
+        share(rank, world)
+
+
+def test_each_process_of_a_node_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert (own_device("cuda"), own_device("cpu"), own_device("cuda:1")) == ("cuda:3", "cpu", "cuda:1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # Slurm shows each task its own one
+    assert own_device("cuda") == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert own_device("cuda") == "cuda:1"
+
+
+def together(count: int, folder: Path, made: list[dict]) -> list[Exception | None]:
+    """What each of `count` threads got that begin a folder at the same moment."""
+    barrier = Barrier(count)
+
+    def run(i: int) -> Exception | None:
+        barrier.wait()
+        try:
+            begin(folder, "made.json", made[i % len(made)], {"more": 1}, "fix it")
+            with replacing(folder / f"{i}.txt") as partial:
+                partial.write_text("done")
+        except ValueError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def test_processes_that_begin_at_once_agree(tmp_path: Path) -> None:
+    for trial in range(20):
+        folder = tmp_path / str(trial)
+        assert together(8, folder, [{"seed": 0}]) == [None] * 8
+        assert sorted(file.name for file in folder.iterdir()) == [*(f"{i}.txt" for i in range(8)), "made.json"]
+        assert json.loads((folder / "made.json").read_text()) == {"seed": 0, "more": 1}
+
+
+def test_of_processes_that_begin_otherwise_at_once_one_kind_is_refused(tmp_path: Path) -> None:
+    for trial in range(20):
+        errors = together(8, tmp_path / str(trial), [{"seed": 0}, {"seed": 1}])
+        kept = json.loads((tmp_path / str(trial) / "made.json").read_text())["seed"]
+        assert [error is None for error in errors] == [i % 2 == kept for i in range(8)]
+        assert all("holds other data: seed is" in str(error) for error in errors if error)
+
+
+def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*paths: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    begin(tmp_path / "f", "made.json", {"seed": 0}, {}, "fix it")
+    begin(tmp_path / "f", "made.json", {"seed": 0}, {}, "fix it")
+    assert [file.name for file in (tmp_path / "f").iterdir()] == ["made.json"]
+
+
+def test_a_strangers_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="was not begun by this command; fix it"):
+        begin(tmp_path, "made.json", {}, {}, "fix it")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_killed_beginning_is_no_stranger(tmp_path: Path) -> None:
+    (tmp_path / ".made.json.0123abcd.partial").write_text("{")
+    begin(tmp_path, "made.json", {"seed": 0}, {}, "fix it")
+
+
+def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+
+    def interrupted() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_goes_with_the_finished_file(tmp_path: Path) -> None:
+    for name in (".a.tar.0123abcd.partial", ".b.tar.0123abcd.partial"):
+        (tmp_path / name).write_text("half")
+    with replacing(tmp_path / "a.tar") as partial:
+        partial.write_text("whole")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".b.tar.0123abcd.partial", "a.tar"]
+
+
+def test_two_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with replacing(path) as slow:
+        slow.write_text("slow")
+        with replacing(path) as fast:
+            fast.write_text("fast")
+        assert path.read_text() == "fast"
+    assert path.read_text() in ("slow", "fast")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.tar"):
+        pass
