@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lidit.data.cache import Cache, Features
+from lidit.data.cache import Cache
 from lidit.data.index import ShardIndex
-from lidit.data.stream import OnePass, Plan, Plans, StreamOrder
-from lidit.data.transforms import caption, to_tensor
+from lidit.data.mix import Mix, Shards, Weighted, is_weighted, names_in
+from lidit.data.remote import Copies
+from lidit.data.samples import Batch, Samples, Tally
+from lidit.data.stream import OnePass, Plans, StreamOrder
+from lidit.data.window import check_room
 
+__all__ = ["Batch", "ShardData"]
 
-@dataclass
-class Batch:
-    """One rank's share of a global batch; all images have one shape."""
-
-    key: list[str]
-    prompt: list[str]
-    image: Tensor | None = None  # float32 (b 3 H W) in [-1, 1]; None where latents are cached
-    latent: Tensor | None = None  # float32 (b c h w)
-    features: list[Features] | None = (
-        None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: computed online
-    )
-
-
-class Samples(Dataset):
-    """Plans to batches: reads captions, and images only where no latents are cached."""
-
-    def __init__(self, index: ShardIndex, cache: Cache | None = None) -> None:
-        self.index, self.cache = index, cache
-
-    def __getitem__(self, plan: Plan) -> Batch:
-        """The batch of a plan."""
-        index, cache, samples = self.index, self.cache, plan.samples.tolist()
-        prompts = [caption(index.text(s), plan.dense, b) for s, b in zip(samples, plan.blank.tolist(), strict=True)]
-        batch = Batch([index.key(s) for s in samples], prompts)
-        if cache is not None:
-            batch.features = cache.features(plan.samples, plan.dense, plan.blank)
-        if cache is not None and cache.has_latents:
-            batch.latent = cache.latents(plan.samples)
-        else:
-            batch.image = to_tensor([index.image(s) for s in samples])
-        return batch
+log = logging.getLogger(__name__)
 
 
 class ShardData(LightningDataModule):
@@ -53,8 +28,12 @@ class ShardData(LightningDataModule):
 
     Training is one endless epoch for Lightning: set `trainer.max_steps` and give intervals in steps.
 
+    A shard or sample that cannot be read under way is skipped, named in the log and counted (`lidit/data/samples.py`);
+    what is wrong with the indices stops the run before it begins, since without them the order is not known.
+
     Args:
-        train: folder of tars, a tar, a pattern like `shards/{00000..00009}.tar`, or a list of these.
+        train: folder of tars, a tar, a pattern like `shards/{00000..00009}.tar`, or a list of these; each local or a
+            URL (http, https, s3, gs). A list of `{shards, weight}` mixes sets by their weights.
         val: the same for validation, shown in a fixed order; none: no validation.
         test: the same for `lidit test`.
         batch_size: samples in a global batch, over all ranks.
@@ -66,13 +45,20 @@ class ShardData(LightningDataModule):
         val_cache: the same for the validation shards.
         test_cache: the same for the test shards.
         allow_commands: run the commands of `pipe:` entries; only for lists you trust.
+        replacement: draw training samples with replacement; an epoch then misses about a third of them.
+        shuffle_window: shards whose samples are mixed at one time; none: all. Remote shards that do not fit into
+            `shard_cache` together need one.
+        shard_cache: folder on a local disk for copies of remote shards, and for the columns of all indices as one,
+            which large sets start faster from.
+        shard_cache_gb: what the copies may take, in 10^9 bytes.
+        max_skipped: share of a rank's samples that may be unreadable, 0 to 1; more stops the run.
     """
 
     def __init__(
         self,
-        train: str | list[str],
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        train: Shards | list[Weighted],
+        val: Shards | None = None,
+        test: Shards | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
@@ -83,6 +69,11 @@ class ShardData(LightningDataModule):
         val_cache: str | None = None,
         test_cache: str | None = None,
         allow_commands: bool = False,
+        replacement: bool = False,
+        shuffle_window: int | None = None,
+        shard_cache: str | None = None,
+        shard_cache_gb: float = 100.0,
+        max_skipped: float = 0.01,
     ) -> None:
         super().__init__()
         self.train, self.val, self.test = train, val, test
@@ -90,10 +81,13 @@ class ShardData(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
         self.max_caption_chars, self.allow_commands = max_caption_chars, allow_commands
+        self.replacement, self.shuffle_window, self.max_skipped = replacement, shuffle_window, max_skipped
+        self.shard_cache, self.shard_cache_gb = shard_cache, shard_cache_gb
         self.train_samples: Samples | None = None
         self.val_samples: Samples | None = None
         self.test_samples: Samples | None = None
         self._resumed: dict | None = None
+        self._tally = Tally(max_skipped)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indices and open the caches.
@@ -103,7 +97,7 @@ class ShardData(LightningDataModule):
             ValueError: a shard cannot be read, a cache was made for other shards, or there is nothing to test on.
         """
         if self.train_samples is None and stage in (None, "fit"):
-            self.train_samples = self._open(self.train, self.cache)
+            self.train_samples = self._open(names_in(self.train), self.cache)
         if self.val_samples is None and self.val is not None and stage != "test":
             self.val_samples = self._open(self.val, self.val_cache)
         if self.test_samples is None and stage == "test":
@@ -131,17 +125,20 @@ class ShardData(LightningDataModule):
         Raises:
             ValueError: the checkpoint's order is another one, the ranks do not divide the batch, or too few samples.
         """
+        index = self.train_samples.index
         order = StreamOrder(
-            self.train_samples.index,
+            index,
             self.batch_size,
             self.seed,
             self.dense_probability,
             self.caption_dropout,
             max_caption_chars=self.max_caption_chars,
+            mix=Mix(*self._sets(), self.replacement, self.seed),
+            window=self.shuffle_window,
         )
         self._check_resumed()
         self._check_trainer(order.steps_per_epoch)
-        _report(order, self.train_samples.index, self._position())
+        report(order, index, self._position())
         return self._loader(self.train_samples, Plans(order, *self._rank(), self._position))
 
     def val_dataloader(self) -> DataLoader | list:
@@ -151,6 +148,27 @@ class ShardData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """One pass over the test shards in a fixed order, no caption dropped."""
         return self._one_pass(self.test_samples)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Pixels in [-1, 1], on the device: until here an image has one byte a value. Counts what was skipped.
+
+        Raises:
+            ValueError: it is too much.
+        """
+        if not isinstance(batch, Batch):
+            return batch
+        self._tally.count(batch)
+        return batch.signed()
+
+    def teardown(self, stage: str) -> None:
+        """Say what was skipped."""
+        if self.skipped:
+            log.warning("%s", self._tally)
+
+    @property
+    def skipped(self) -> int:
+        """Samples that this rank could not read since its start."""
+        return self._tally.skipped
 
     def state_dict(self) -> dict:
         """The position, in global batches, and the settings that give it a meaning."""
@@ -171,9 +189,25 @@ class ShardData(LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def _order_settings(self) -> dict:
-        names = ("batch_size", "seed", "dense_probability", "max_caption_chars")
-        settings = {name: getattr(self, name) for name in names}
-        return settings | ({"shards": self.train_samples.index.digest} if self.train_samples else {})
+        names = ("batch_size", "seed", "dense_probability", "max_caption_chars", "shuffle_window")
+        settings = {name: getattr(self, name) for name in names}  # new ones are none by default, as in old checkpoints
+        settings |= {"replacement": self.replacement or None, "weights": None}
+        if self.train_samples is None:
+            return settings
+        starts, weights = self._sets()
+        sizes = np.diff(starts).tolist()
+        return settings | {
+            "shards": self.train_samples.index.digest,
+            "weights": [list(pair) for pair in zip(sizes, weights, strict=True)] if weights else None,
+        }
+
+    def _sets(self) -> tuple[list[int], list[float] | None]:
+        """Where the training sets begin and the last ends, and their weights; a single set without weights."""
+        index = self.train_samples.index
+        if not is_weighted(self.train):
+            return [0, len(index)], None
+        ends = np.cumsum([0, *(len(names_in(one.shards)) for one in self.train)])
+        return index.entries[ends].tolist(), [one.weight for one in self.train]
 
     def _check_resumed(self) -> None:
         """Refuse a checkpoint whose position means nothing in this order."""
@@ -210,12 +244,22 @@ class ShardData(LightningDataModule):
             raise ValueError("ShardData gives each rank its share itself; set trainer.use_distributed_sampler to false")
         return kwargs["rank"], kwargs["num_replicas"]
 
-    def _open(self, shards: str | list[str], cache: str | None) -> Samples:
-        index = ShardIndex(shards, self.allow_commands)
+    def _open(self, shards: Shards, cache: str | None) -> Samples:
+        copies = Copies(self.shard_cache, int(self.shard_cache_gb * 1e9)) if self.shard_cache else None
+        index = ShardIndex(shards, self.allow_commands, copies, strict=self.max_skipped == 0)
+        check_room(index, self.shuffle_window, copies)
+        self._tally.expect(len(index) / self._rank()[1])
         return Samples(index, Cache(cache, index) if cache else None)
 
     def _one_pass(self, samples: Samples) -> DataLoader:
-        order = StreamOrder(samples.index, self.batch_size, self.seed, self.dense_probability, keep_last=True)
+        order = StreamOrder(
+            samples.index,
+            self.batch_size,
+            self.seed,
+            self.dense_probability,
+            keep_last=True,
+            window=self.shuffle_window,
+        )
         return self._loader(samples, OnePass(order, *self._rank()))
 
     def _loader(self, samples: Samples, plans: Plans) -> DataLoader:
@@ -229,13 +273,15 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _report(order: StreamOrder, index: ShardIndex, start: int) -> None:
+def report(order: StreamOrder, index: ShardIndex, start: int) -> None:
     """Say what an epoch is, since buckets make that hard to guess."""
-    sizes = ", ".join(f"{len(samples)} of {w}x{h}" for (h, w), samples in order.shapes.items())
+    sizes = ", ".join(f"{count} of {w}x{h}" for (h, w), count in order.counts.items())
+    times = ", ".join(f"{times:.3g}" for times in order.mix.times)
+    mixed = "" if order.mix.plain else f"; the samples of each set come {times} times an epoch on average"
     rank_zero_info(
         f"Training data: {len(index)} samples in {len(index.paths)} shards ({sizes}); an epoch is "
         f"{order.steps_per_epoch} batches of {order.batch_size} and leaves out {order.left_out} samples that fill no "
-        f"batch; starting at batch {start}."
+        f"batch{mixed}; starting at batch {start}."
     )
     for (height, width), samples in order.never_shown.items():
         rank_zero_warn(f"The {samples} images of {width}x{height} are never shown: they do not fill one batch.")

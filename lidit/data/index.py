@@ -1,22 +1,17 @@
 """Tar shards as one indexed set: where each sample's bytes lie, read with one system call each.
 
-A shard is an uncompressed WebDataset tar of `KEY.png` (or jpg, jpeg, webp) and `KEY.json` with
-`{"caption", "dense", "width", "height"}`; `dense`, the synthetic caption, may be missing. Beside `00000.tar` may lie
-`00000.index.npz` with the columns of `COLUMNS`; without it the tar's headers are scanned. Fields are decoded one by one
-(numpy without pickle, JSON, image bytes): opening a stranger's shard runs no code of theirs. Imports no torch.
+`lidit/data/tars.py` documents what a shard is. Imports no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import re
+import struct
 import subprocess
-import tarfile
 import tempfile
-import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,131 +19,174 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-IMAGES = ("png", "jpg", "jpeg", "webp")
-COLUMNS = (
-    "key",  # UTF-8 bytes
-    *("image_offset", "image_size", "text_offset", "text_size"),  # bytes, from the start of the tar
-    *("width", "height"),  # pixels
-    *("caption_chars", "dense_chars"),  # 0 where there is no such caption
-)
+from lidit.data.reader import Reader, Unreadable
+from lidit.data.remote import Copies, Url, is_remote, map_columns, remote_folder
+from lidit.data.table import digest, stamps, table
+from lidit.data.tars import COLUMNS, FIX, index_path, read_index, scan
+
+__all__ = ["COLUMNS", "MANIFEST", "ShardIndex", "differences", "expand", "index_path", "read_index", "scan"]
+
 MANIFEST = "shards.json"  # written by data_prep.shard: how a folder was made, and which tars belong to it
-MAX_OPEN = 128  # shards held open by one process
-FIX = "write it again (lidit prep shard with the same arguments writes what is missing) or take it off the list"
+UNDECODABLE = (  # what Pillow raises on bytes that are no image or half of one
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 class ShardIndex:
     """The samples of a list of shards, numbered from 0, and their bytes.
 
     Args:
-        shards: a folder of tars, a tar, a pattern `shards/{00000..00009}.tar`, or a list of these.
+        shards: a folder of tars, a tar, a pattern `shards/{00000..00009}.tar`, or a list of these; local or a URL.
         allow_commands: run `pipe:COMMAND` entries and read a tar from their output; otherwise they are refused.
+        copies: where remote shards are copied to, and where the columns of all shards are kept as one, so that
+            the next start need not read every index, and the processes of a machine share them.
+        strict: refuse a local tar that is missing or truncated, instead of skipping what cannot be read of it.
 
     Raises:
         FileNotFoundError: a shard is missing.
         ValueError: a shard is truncated or is no such tar, or the list has a command or an unknown kind of URL.
+        OSError: a remote index cannot be fetched. Without it the order is not known, so nothing is skipped here.
     """
 
-    def __init__(self, shards: str | Sequence[str], allow_commands: bool = False) -> None:
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        allow_commands: bool = False,
+        copies: Copies | None = None,
+        strict: bool = True,
+    ) -> None:
         names = [shards] if isinstance(shards, str) else list(shards)
+        self.source = " ".join(map(str, names))
         self._fetched = tempfile.TemporaryDirectory(prefix="lidit-") if any(map(_is_command, names)) else None
-        self.paths: list[Path] = []
+        self._copies, self._strict = copies, strict
+        self.paths: list[Path | Url] = []
+        ends = [0]
         for name in names:
             self.paths += self._locate(str(name), allow_commands)
-        tables = [read_index(path) for path in self.paths]
-        self._columns = {c: np.concatenate([t[c] for t in tables]) for c in COLUMNS}
-        self.source = " ".join(map(str, names))
-        self.shard = np.repeat(np.arange(len(tables), dtype=np.int32), [len(t["key"]) for t in tables])
-        self.starts = np.cumsum([0, *(len(t["key"]) for t in tables)])  # shard s has samples starts[s] to starts[s + 1]
-        self._files: dict[int, int] = {}
+            ends.append(len(self.paths))
+        self._merged: Path | None = None
+        if copies is not None and self._fetched is None:
+            self._merged = copies.merged(stamps(self.paths), self._table)
+        self._columns = map_columns(self._merged) if self._merged else table(self.paths, copies, strict)
+        self.starts = np.cumsum([0, *self._columns["samples"]])  # shard s has samples starts[s] to starts[s + 1]
+        self.entries = self.starts[ends]  # entry i of the list has samples entries[i] to entries[i + 1]
+        self._reader = Reader(self.paths, self._columns["bytes"].tolist(), copies)
 
     def __len__(self) -> int:
         """Samples in all shards."""
-        return len(self.shard)
+        return int(self.starts[-1])
 
     def column(self, name: str) -> np.ndarray:
         """One of `COLUMNS`, an entry per sample."""
         return self._columns[name]
 
+    @cached_property
+    def shard(self) -> np.ndarray:
+        """Each sample's shard."""
+        return np.repeat(np.arange(len(self.paths), dtype=np.int32), np.diff(self.starts))
+
     def place(self, sample: int) -> tuple[int, int]:
         """A sample's shard and its position in it."""
-        shard = int(self.shard[sample])
+        shard = int(self.starts.searchsorted(sample, "right")) - 1
         return shard, int(sample - self.starts[shard])
 
     def key(self, sample: int) -> str:
         """A sample's name in its tar."""
-        return self._columns["key"][sample].decode()
+        return self._columns["key"][sample].decode(errors="replace")
 
-    def image(self, sample: int) -> np.ndarray:
+    def image(self, sample: int, whole: bool = True) -> np.ndarray:
         """A sample's pixels, uint8 (H W 3).
 
+        Args:
+            sample: its number.
+            whole: of a remote shard, fetch all rather than this sample alone.
+
         Raises:
-            ValueError: the image cannot be decoded.
+            Unreadable: the shard cannot be read, or the image cannot be decoded.
         """
-        data = self._bytes(sample, "image")
+        data = self._bytes(sample, "image", whole)
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self._name(sample)}: the image cannot be decoded ({error}); {FIX}") from error
+                pixels = np.array(image.convert("RGB"))
+        except UNDECODABLE as error:
+            reason = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))  # which differs each time
+            raise Unreadable(f"{self._name(sample)}: the image cannot be decoded ({reason}); {FIX}") from error
+        expected = (int(self._columns["height"][sample]), int(self._columns["width"][sample]))
+        if pixels.shape[:2] != expected:
+            raise Unreadable(
+                f"{self._name(sample)}: the image has {pixels.shape[:2]} pixels, its index says {expected}"
+            )
+        return pixels
 
-    def text(self, sample: int) -> dict[str, str]:
+    def text(self, sample: int, whole: bool = True) -> dict[str, str]:
         """A sample's JSON: `caption`, and `dense` where it has one.
 
+        Args:
+            sample: its number.
+            whole: of a remote shard, fetch all rather than this sample alone.
+
         Raises:
-            ValueError: it is not JSON.
+            Unreadable: the shard cannot be read, or it is no JSON.
         """
+        data = self._bytes(sample, "text", whole)
         try:
-            return json.loads(self._bytes(sample, "text"))
-        except ValueError as error:
-            raise ValueError(f"{self._name(sample)}: the JSON cannot be read ({error}); {FIX}") from error
+            text = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(f"{self._name(sample)}: the JSON cannot be read ({error}); {FIX}") from error
+        if not isinstance(text, dict) or not isinstance(text.get("caption"), str):
+            raise Unreadable(f'{self._name(sample)}: the JSON has no "caption"; {FIX}')
+        return text
 
     @cached_property
     def digest(self) -> str:
         """A hash of the shards' names, keys and sizes, for caches made from them; their folder may move."""
-        digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode())
-        for column in COLUMNS:
-            values = self._columns[column]
-            digest.update(b"\n".join(values.tolist()) if column == "key" else values.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+        known = self._columns.get("digest")
+        return digest(self.paths, self._columns) if known is None else known.item().decode()
 
-    def _bytes(self, sample: int, what: str) -> bytes:
-        offset, size = int(self._columns[f"{what}_offset"][sample]), int(self._columns[f"{what}_size"][sample])
-        data = os.pread(self._file(int(self.shard[sample])), size, offset)
+    @property
+    def remote_bytes(self) -> np.ndarray:
+        """Bytes of the remote shards, the largest first."""
+        return np.sort(self._columns["bytes"][[isinstance(path, Url) for path in self.paths]])[::-1]
+
+    def _bytes(self, sample: int, what: str, whole: bool) -> bytes:
+        shard, _ = self.place(sample)
+        offset, size = (int(self._columns[f"{what}_{number}"][sample]) for number in ("offset", "size"))
+        data = self._reader.read(shard, offset, size, whole)
         if len(data) < size:
-            raise ValueError(f"{self._name(sample)}: the shard is truncated; {FIX}")
+            raise Unreadable(f"{self._name(sample)}: the shard is truncated; {FIX}")
         return data
 
-    def _file(self, shard: int) -> int:
-        """A shard's open file; the one opened first is closed when there are too many."""
-        if shard not in self._files:
-            if len(self._files) >= MAX_OPEN:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.paths[shard], os.O_RDONLY)
-        return self._files[shard]
-
     def _name(self, sample: int) -> str:
-        return f"{self.paths[self.shard[sample]]}, sample {self.key(sample)}"
+        return f"{self.paths[self.place(sample)[0]]}, sample {self.key(sample)}"
+
+    def _table(self) -> dict[str, np.ndarray]:
+        columns = table(self.paths, self._copies, self._strict)
+        return columns | {"digest": np.array([digest(self.paths, columns).encode()])}
 
     def __getstate__(self) -> dict:
-        """Open files stay behind when a worker process gets a copy."""
-        return self.__dict__ | {"_files": {}, "_fetched": None}
+        """A worker process maps the columns anew where they are kept in files."""
+        return self.__dict__ | {"_fetched": None} | ({"_columns": None} if self._merged else {})
 
-    def __del__(self) -> None:
-        """Close the shards."""
-        for file in self.__dict__.get("_files", {}).values():
-            os.close(file)
+    def __setstate__(self, state: dict) -> None:
+        """As `__getstate__` left it."""
+        self.__dict__.update(state)
+        if self._merged:
+            self._columns = map_columns(self._merged)
 
-    def _locate(self, name: str, allow_commands: bool) -> list[Path]:
+    def _locate(self, name: str, allow_commands: bool) -> list[Path | Url]:
         """The tars that one entry of the list stands for."""
         if _is_command(name):
             if not allow_commands:
                 raise ValueError(f"{name!r} would run a command; set allow_commands to true if you trust it")
             return [_fetch(name.removeprefix("pipe:"), Path(self._fetched.name) / f"{len(self.paths):05d}.tar")]
-        if "://" in name:
-            raise ValueError(f"{name!r}: only local shards are read; download them first")
+        if is_remote(name):
+            if self._copies is None:
+                raise ValueError(f"{name!r} is remote; set shard_cache to a folder for local copies")
+            return [Url(url) for url in expand(name)] if name.endswith(".tar") else remote_folder(name, MANIFEST)
         paths = _folder(Path(name)) if Path(name).is_dir() else [Path(path) for path in expand(name)]
         for path in paths:
-            if not path.is_file():
+            if not path.is_file() and (self._strict or not index_path(path).is_file()):
                 raise FileNotFoundError(f"shard {path} is missing; {FIX}")
         return paths
 
@@ -161,78 +199,6 @@ def expand(pattern: str) -> list[str]:
     first, last = match.groups()
     numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     return [name for n in numbers for name in expand(pattern[: match.start()] + n + pattern[match.end() :])]
-
-
-def read_index(tar: Path) -> dict[str, np.ndarray]:
-    """A shard's columns, from the index beside it or from its headers.
-
-    Raises:
-        ValueError: the tar is not the one that was indexed, or the index cannot be read.
-    """
-    path = index_path(tar)
-    if not path.is_file():
-        return scan(tar)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            columns = {name: stored[name] for name in (*COLUMNS, "tar_bytes")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"index {path} cannot be read ({error}); delete it and the tar is scanned instead") from error
-    size = tar.stat().st_size
-    if size < columns["tar_bytes"]:
-        raise ValueError(f"shard {tar} is truncated: {size} bytes of {columns['tar_bytes']}; {FIX}")
-    if size > columns.pop("tar_bytes"):
-        raise ValueError(f"shard {tar} is not the one its index was made of; delete {path} and it is scanned instead")
-    return columns
-
-
-def scan(tar: Path) -> dict[str, np.ndarray]:
-    """A shard's columns from its headers, JSON and the first bytes of each image.
-
-    Raises:
-        ValueError: truncated, not an uncompressed tar, or a sample lacks its image or its JSON.
-    """
-    samples: dict[str, dict] = {}
-    _check_end(tar)
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, kind = name.lower().partition(".")
-                if member.isfile() and kind in (*IMAGES, "json"):
-                    key = f"{folder}/{name[: len(stem)]}".removeprefix("./").lstrip("/")
-                    _describe(samples.setdefault(key, {}), kind, member, archive.extractfile(member))
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise ValueError(f"shard {tar} cannot be read ({error}); {FIX}") from error
-    for key, sample in samples.items():
-        if missing := [c for c in COLUMNS[1:] if c not in sample]:
-            raise ValueError(f"shard {tar}, sample {key} has no {missing[0].split('_')[0]} file; {FIX}")
-    integers = {c: np.int64 if c.endswith("offset") else np.int32 for c in COLUMNS[1:]}  # 10M samples fit in 0.5 GB
-    columns = {c: np.array([s[c] for s in samples.values()], dtype) for c, dtype in integers.items()}
-    return {"key": np.array([key.encode() for key in samples], dtype=np.bytes_), **columns}
-
-
-def _describe(sample: dict, kind: str, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
-    """Add what one member of the tar tells to its sample."""
-    what = "text" if kind == "json" else "image"
-    if f"{what}_offset" in sample:
-        raise ValueError(f"{member.name} is the second {what} of its sample")
-    sample |= {f"{what}_offset": member.offset_data, f"{what}_size": member.size}
-    if what == "text":
-        text = json.load(file)
-        if not isinstance(text, dict) or not isinstance(text.get("caption"), str):
-            raise ValueError(f'{member.name} has no "caption"')
-        sample |= {"caption_chars": len(text["caption"]), "dense_chars": len(text.get("dense") or "")}
-    else:
-        sample["width"], sample["height"] = Image.open(file).size
-
-
-def _check_end(tar: Path) -> None:
-    """A tar ends with two blocks of zeros; tarfile does not notice when a tar breaks off between two members."""
-    with tar.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1024))
-        if size < 1024 or any(file.read()):
-            raise ValueError(f"shard {tar} is truncated or not an uncompressed tar; {FIX}")
 
 
 def differences(there: dict, asked: dict) -> list[str]:
@@ -248,11 +214,6 @@ def differences(there: dict, asked: dict) -> list[str]:
         elif other != value:
             found.append(f"{name} is {other!r} there and {value!r} here")
     return found
-
-
-def index_path(tar: Path) -> Path:
-    """Where a shard's index lies."""
-    return tar.with_suffix(".index.npz")
 
 
 def _folder(folder: Path) -> list[Path]:

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lidit.data.index import ShardIndex
+from lidit.data.mix import Mix
 from lidit.data.transforms import dropped_captions
+from lidit.data.window import Window
 
 LENGTH_WINDOW = 8  # batches whose samples are sorted by caption length
+PIECE = 1 << 20  # samples looked at together while they are grouped
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Plan:
     samples: np.ndarray  # int64 (b), rows of the index
     dense: bool  # the synthetic caption rather than the original one
     blank: np.ndarray  # bool (b), captions dropped for classifier-free guidance
+    near: np.ndarray | None = None  # bool (b), samples whose shards have their turn; none: all
+    spare: Plan | None = None  # what other ranks read: one of it is shown where nothing of `samples` can be read
 
 
 class StreamOrder:
@@ -46,6 +51,8 @@ class StreamOrder:
         caption_dropout: share of captions replaced by the empty one, 0 to 1.
         keep_last: show each bucket's incomplete last batch too (validation).
         max_caption_chars: leave out samples whose original caption is longer; none: no limit.
+        mix: how often each of several sets comes; none: every sample once an epoch.
+        window: shards whose samples are mixed at one time; none: all.
 
     Raises:
         ValueError: a setting out of range, or no shape has enough samples for one batch.
@@ -60,6 +67,8 @@ class StreamOrder:
         caption_dropout: float = 0.0,
         keep_last: bool = False,
         max_caption_chars: int | None = None,
+        mix: Mix | None = None,
+        window: int | None = None,
     ) -> None:
         for name, value in (("dense_probability", dense_probability), ("caption_dropout", caption_dropout)):
             if not 0 <= value <= 1:
@@ -68,70 +77,93 @@ class StreamOrder:
             raise ValueError(f"batch_size is {batch_size}; it is the number of samples in a global batch, at least 1")
         self.batch_size, self.seed, self.keep_last = batch_size, seed, keep_last
         self.dense_probability, self.caption_dropout = dense_probability, caption_dropout
-        self.shapes = _by_shape(index.column("height"), index.column("width"))
         self._lengths = {name: index.column(name) for name in ("caption_chars", "dense_chars")}
+        self._has_dense = self._lengths["dense_chars"] > 0
+        self.shapes = _by_shape(index.column("height"), index.column("width"))
         if max_caption_chars is not None:
             short = self._lengths["caption_chars"] <= max_caption_chars
             self.shapes = {shape: samples[short[samples]] for shape, samples in self.shapes.items()}
-        self._has_dense = self._lengths["dense_chars"] > 0
+        self.mix = mix or Mix([0, len(self._has_dense)])
+        self.mix.fit(list(self.shapes.values()))
+        self.counts = {shape: self.mix.count(samples) for shape, samples in self.shapes.items()}
+        self._window = None if window is None else Window(index.shard, len(index.paths), window, seed)
         self._epoch, self._batches, self._dense, self._blank = -1, [], [], np.zeros(0, bool)
-        full = sum(len(samples) // batch_size for samples in self.shapes.values())
+        self._times: list[float] = []
+        full = sum(count // batch_size for count in self.counts.values())
         self.steps_per_epoch = len(self._buckets(0)) if keep_last else full
         if not self.steps_per_epoch:
-            sizes = ", ".join(f"{len(s)} of {w}x{h}" for (h, w), s in self.shapes.items()) or "no samples at all"
+            sizes = ", ".join(f"{n} of {w}x{h}" for (h, w), n in self.counts.items()) or "no samples at all"
             raise ValueError(f"no image shape has {batch_size} samples for one batch ({sizes}); lower batch_size")
 
     @property
     def left_out(self) -> int:
         """Samples an epoch does not show because they do not fill a batch."""
-        samples = sum(len(samples) for samples in self.shapes.values())
-        return 0 if self.keep_last else samples - self.steps_per_epoch * self.batch_size
+        return 0 if self.keep_last else sum(self.counts.values()) - self.steps_per_epoch * self.batch_size
 
     @property
     def never_shown(self) -> dict[tuple[int, int], int]:
         """Image shapes (height, width) with too few samples for one batch, and how many they have."""
-        return {s: len(i) for s, i in self.shapes.items() if len(i) < self.batch_size and not self.keep_last}
+        return {s: n for s, n in self.counts.items() if n < self.batch_size and not self.keep_last}
 
     def plan(self, number: int, rank: int = 0, world: int = 1) -> Plan:
         """One rank's slice of global batch `number`; the same samples for any number of ranks together."""
         epoch, step = divmod(number, self.steps_per_epoch)
         if epoch != self._epoch:
             self._draw(epoch)
-        samples = self._batches[step]
+        samples = self._batches[step].astype(np.int64)
         share = len(samples) // world  # an incomplete last batch gives every rank equally many
-        samples = samples[rank * share : (rank + 1) * share]
-        return Plan(number, samples, self._dense[step], self._blank[samples])
+        own = np.arange(rank * share, (rank + 1) * share)
+        spare = self._part(number, step, np.delete(samples, own)) if world > 1 else None
+        return self._part(number, step, samples[own], spare)
+
+    def _part(self, number: int, step: int, samples: np.ndarray, spare: Plan | None = None) -> Plan:
+        near = self._window.near(samples, self._times[step]) if self._window else None
+        return Plan(number, samples, self._dense[step], self._blank[samples], near, spare)
 
     def _draw(self, epoch: int) -> None:
         """Put an epoch's batches in their order; one epoch is held at a time."""
+        self._epoch, self._batches = -1, []
         buckets = self._buckets(epoch)
         order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(buckets))
+        if self._window is not None:
+            order = np.argsort([time for _, _, time in buckets], kind="stable")
         self._batches, self._dense = [buckets[i][0] for i in order], [buckets[i][1] for i in order]
+        self._times = [buckets[i][2] for i in order]
         self._blank = dropped_captions(self.seed, epoch, len(self._has_dense), self.caption_dropout)
         self._epoch = epoch
 
-    def _buckets(self, epoch: int) -> list[tuple[np.ndarray, bool]]:
-        """An epoch's batches, bucket after bucket, each with whether it takes dense captions."""
+    def _buckets(self, epoch: int) -> list[tuple[np.ndarray, bool, float]]:
+        """An epoch's batches, bucket after bucket, each with whether it takes dense captions and its time."""
         rng = np.random.default_rng([self.seed, epoch, 0])
+        if self._window is not None:
+            self._window.draw(epoch)
         batches = []
-        for samples in self.shapes.values():
+        for number, group in enumerate(self.shapes.values()):
+            samples = self.mix.take(group, number, epoch)
             has_dense = self._has_dense[samples]
             dense, plain = rng.permutation(samples[has_dense]), samples[~has_dense]
             batches_with_dense = int(self.dense_probability * self._batches_in(len(dense)) + rng.random())
             dense, rest = np.split(dense, [batches_with_dense * self.batch_size])
             plain = rng.permutation(np.concatenate([rest, plain]))
-            for bucket, kind in ((dense, True), (plain, False)):
-                cuts = (np.arange(self._batches_in(len(bucket)) + 1) * self.batch_size).tolist()
-                bucket = self._by_length(bucket[: cuts[-1]], "dense_chars" if kind else "caption_chars")
-                batches += [(bucket[a:b], kind) for a, b in itertools.pairwise(cuts)]
+            batches += self._cut(dense, True) + self._cut(plain, False)
         return batches
 
-    def _by_length(self, bucket: np.ndarray, column: str) -> np.ndarray:
+    def _cut(self, bucket: np.ndarray, dense: bool) -> list[tuple[np.ndarray, bool, float]]:
+        """A bucket's batches."""
+        cuts = np.arange(self._batches_in(len(bucket)) + 1) * self.batch_size
+        bucket, together, times = bucket[: cuts[-1]], LENGTH_WINDOW, [0.0] * len(cuts)
+        if self._window is not None and len(bucket):
+            bucket, keys = self._window.sort(bucket)
+            together = self._window.pieces(len(bucket), self.batch_size, LENGTH_WINDOW)
+            times = self._window.times(keys, self.batch_size, together).tolist()
+        bucket = self._by_length(bucket, "dense_chars" if dense else "caption_chars", together * self.batch_size)
+        return [(bucket[a:b], dense, t) for (a, b), t in zip(itertools.pairwise(cuts.tolist()), times, strict=False)]
+
+    def _by_length(self, bucket: np.ndarray, column: str, window: int) -> np.ndarray:
         """Sort by caption length within windows of a few batches: less padding, and batches still mix."""
-        window = LENGTH_WINDOW * self.batch_size
-        lengths = self._lengths[column]
-        pieces = [bucket[a : a + window] for a in range(0, len(bucket), window)]
-        return np.concatenate([bucket[:0], *(piece[lengths[piece].argsort(kind="stable")] for piece in pieces)])
+        lengths = self._lengths[column][bucket]
+        order = [a + lengths[a : a + window].argsort(kind="stable") for a in range(0, len(bucket), window)]
+        return bucket[np.concatenate(order)] if order else bucket
 
     def _batches_in(self, samples: int) -> int:
         return -(-samples // self.batch_size) if self.keep_last else samples // self.batch_size
@@ -180,9 +212,16 @@ class OnePass(Plans):
 
 
 def _by_shape(height: np.ndarray, width: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Rows of the index by (height, width)."""
-    code = height.astype(np.int64) << 32 | width
-    shapes, inverse = np.unique(code, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(inverse, minlength=len(shapes)))[:-1])
+    """Rows of the index by (height, width), rising; in pieces, since ten million of them take their room."""
+    pieces = [slice(first, first + PIECE) for first in range(0, len(height), PIECE)]
+
+    def code(piece: slice) -> np.ndarray:
+        return height[piece].astype(np.int64) << 32 | width[piece].astype(np.int64)
+
+    shapes = np.unique(np.concatenate([np.zeros(0, np.int64), *(np.unique(code(piece)) for piece in pieces)]))
+    number = np.empty(len(height), np.uint16 if len(shapes) < 2**16 else np.int64)
+    for piece in pieces:
+        number[piece] = shapes.searchsorted(code(piece))
+    rows = number.argsort(kind="stable").astype(np.int32)  # of 16 bits: by radix
+    groups = np.split(rows, np.bincount(number).cumsum()[:-1])
     return {(int(s >> 32), int(s & 0xFFFFFFFF)): g for s, g in zip(shapes, groups, strict=True)}

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from lidit.data.datamodule import Batch, ShardData
 from lidit.data.index import ShardIndex
-
-
-class Witness(LightningModule):
-    """Remembers which samples it was shown."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[list[str]] = []
-        self.validated: list[str] = []
-        self.fail_at = fail_at
-
-    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        if len(self.seen) == self.fail_at:
-            raise InterruptedError
-        self.seen.append([f"{k} {p}" for k, p in zip(batch.key, batch.prompt, strict=True)])
-        return (self.weight - batch.image.mean()) ** 2
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        self.validated += [f"{k} {p}" for k, p in zip(batch.key, batch.prompt, strict=True)]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-
-
-def fit(data: ShardData, folder: Path, steps: int, fail_at: int | None = None, **settings: object) -> Witness:
-    """Train to `steps` in a folder, from its checkpoint where there is one; saves every third step."""
-    model = Witness(fail_at)
-    save = ModelCheckpoint(folder, every_n_train_steps=3, save_last="link", save_on_exception=True)
-    trainer = Trainer(max_steps=steps, default_root_dir=folder, callbacks=[save], **QUIET | settings)
-    trainer.fit(model, data, ckpt_path="last" if list(folder.glob("*.ckpt")) else None, weights_only=True)
-    return model
-
-
-def batches(data: ShardData, count: int) -> list[Batch]:
-    data.setup("fit")
-    return list(itertools.islice(data.train_dataloader(), count))
+from tests.data.conftest import QUIET, Witness, batches, fit
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -124,6 +83,20 @@ def test_pixels_are_in_range_and_shaped_alike(shards: Path) -> None:
     index = ShardIndex(str(shards))
     pixels = index.image(int(seen[0].key[0]))  # keys are numbers here
     assert torch.equal(seen[0].image[0], torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1)
+
+
+def test_pixels_travel_as_bytes_and_reach_the_step_as_numbers_around_zero(shards: Path) -> None:
+    data = ShardData(str(shards), batch_size=4)
+    data.setup("fit")
+    raw = next(iter(data.train_dataloader())).image
+    assert (raw.dtype, raw.shape[1]) == (torch.uint8, 3)
+
+    class Look(Witness):
+        def training_step(self, batch: Batch, i: int) -> torch.Tensor:
+            assert torch.equal(batch.image, raw.float() / 127.5 - 1)
+            return super().training_step(batch, i)
+
+    Trainer(max_steps=1, enable_checkpointing=False, **QUIET).fit(Look(), data)
 
 
 def test_a_batch_shows_one_kind_of_caption_and_drops_some(shards: Path) -> None:

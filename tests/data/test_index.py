@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -15,6 +16,8 @@ from PIL import Image
 
 from data_prep.sources import scenes
 from lidit.data.index import COLUMNS, ShardIndex, index_path, read_index, scan
+from lidit.data.reader import Unreadable
+from lidit.data.remote import Copies
 
 
 def test_every_sample_is_read_back_as_it_was_drawn(shards: Path) -> None:
@@ -127,9 +130,9 @@ def test_a_pipe_that_fails_is_named() -> None:
         ShardIndex("pipe:exit 3", allow_commands=True)
 
 
-@pytest.mark.parametrize("url", ["http://host/0.tar", "s3://bucket/0.tar", "file:///0.tar"])
+@pytest.mark.parametrize("url", ["ftp://host/0.tar", "file:///0.tar", "simplecache::http://host/0.tar"])
 def test_an_unknown_kind_of_url_is_refused_even_where_commands_are_allowed(url: str) -> None:
-    with pytest.raises(ValueError, match="only local shards"):
+    with pytest.raises(ValueError, match="shards are read from http://, https://, s3://, gs:// and local paths"):
         ShardIndex(url, allow_commands=True)
 
 
@@ -198,6 +201,95 @@ def test_a_copy_for_a_worker_reads_the_same(shards: Path) -> None:
 
 
 def test_more_shards_than_may_be_open_are_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lidit.data.index.MAX_OPEN", 2)
+    monkeypatch.setattr("lidit.data.reader.MAX_OPEN", 2)
     index = ShardIndex(str(shards))
     assert [index.text(sample)["width"] for sample in (0, 17, 35, 59, 0)] == [64, 96, 96, 96, 64]
+
+
+def test_the_digest_is_the_one_that_caches_and_checkpoints_hold(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ShardIndex(str(shards))
+    whole = hashlib.sha256("\n".join(path.name for path in index.paths).encode())
+    for column in COLUMNS:
+        values = index.column(column)
+        whole.update(b"\n".join(values.tolist()) if column == "key" else values.astype("<i8").tobytes())
+    for piece in (7, 20, 60, 100_000):  # of 60 samples
+        monkeypatch.setattr("lidit.data.table.PIECE", piece)
+        assert ShardIndex(str(shards)).digest == whole.hexdigest()[:16]
+
+
+def test_the_columns_of_all_shards_are_kept_as_one_and_noticed_when_a_shard_changes(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, copies = shutil.copytree(shards, tmp_path / "copy"), Copies(str(tmp_path / "kept"), 1)
+    plain, first = ShardIndex(str(folder)), ShardIndex(str(folder), copies=copies)
+    with monkeypatch.context() as patch:
+        patch.setattr("lidit.data.table.read_index", None)  # no index is read again
+        second = ShardIndex(str(folder), copies=copies)
+    for index in (first, second, pickle.loads(pickle.dumps(second))):
+        assert index.digest == plain.digest
+        assert all(np.array_equal(index.column(column), plain.column(column)) for column in COLUMNS)
+        assert index.text(20) == plain.text(20)
+    assert len(pickle.dumps(second)) < 3000  # mapped anew, not sent to every worker
+    shutil.copy(shards / "00001.tar", folder / "00003.tar")
+    shutil.copy(index_path(shards / "00001.tar"), index_path(folder / "00003.tar"))
+    assert ShardIndex(str(folder), copies=copies).digest == ShardIndex(str(folder)).digest != plain.digest
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_shard_that_went_bad_does_not_keep_a_run_from_resuming_where_that_is_allowed(
+    shards: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    tar = folder / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    if damage == "missing":
+        tar.unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=f"00001.tar is {damage}"):
+        ShardIndex(str(folder))
+    index = ShardIndex(str(folder), strict=False)
+    assert "00001.tar is missing or truncated" in caplog.text
+    assert index.digest == ShardIndex(str(shards)).digest  # the order of the run that goes on
+    assert index.text(0)["caption"]
+    with pytest.raises(Unreadable, match="00001.tar"):
+        index.image(31)
+
+
+def test_a_missing_shard_without_an_index_is_refused_always(shards: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    (folder / "00001.tar").unlink()
+    index_path(folder / "00001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="00001.tar is missing"):
+        ShardIndex(str(folder), strict=False)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_whatever_is_wrong_with_an_image_is_said_with_its_sample(tmp_path: Path, kind: str) -> None:
+    rng, good = np.random.default_rng(0), picture(kind)
+    index = ShardIndex(str(write(tmp_path / "x.tar", {"a.png": good, "a.json": text()})))
+    broken = 0
+    for _ in range(150):
+        data = bytearray(good[: rng.integers(len(good) // 2, len(good))] if rng.random() < 0.3 else good)
+        for place in rng.integers(0, len(data), 4):
+            data[place] = rng.integers(256)
+        index._bytes = lambda *_, data=data: bytes(data)
+        try:
+            index.image(0)
+        except Unreadable:  # any other error would be a traceback in the middle of a run
+            broken += 1
+    assert broken > 20
+
+
+def test_an_image_of_another_size_than_its_index_says_is_refused(tmp_path: Path) -> None:
+    index = ShardIndex(str(write(tmp_path / "x.tar", {"a.png": picture("PNG"), "a.json": text()})))
+    index.column("width")[0] = 40
+    with pytest.raises(Unreadable, match=r"sample a: the image has \(48, 32\) pixels, its index says \(48, 40\)"):
+        index.image(0)
+
+
+def test_a_name_in_latin_1_does_not_stop_a_scan(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name, data in {"grün.png": picture("PNG"), "grün.json": text()}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert ShardIndex(str(tmp_path / "x.tar")).key(0) == "gr\ufffdn"

@@ -11,27 +11,12 @@ import pytest
 
 from lidit.data.index import ShardIndex
 from lidit.data.stream import OnePass, Plan, Plans, StreamOrder
+from tests.data.conftest import Table
 
 
 @pytest.fixture(scope="module")
 def index(shards: Path) -> ShardIndex:
     return ShardIndex(str(shards))
-
-
-class Table(ShardIndex):
-    """The columns of many samples that have no shards."""
-
-    def __init__(self, count: int, dense: float = 1.0) -> None:  # reads nothing
-        rng = np.random.default_rng(0)
-        self.columns = {
-            "height": np.full(count, 256),
-            "width": rng.choice([256, 320], count),
-            "caption_chars": rng.integers(10, 200, count),
-            "dense_chars": (rng.random(count) < dense) * 90,
-        }
-
-    def column(self, name: str) -> np.ndarray:
-        return self.columns[name]
 
 
 def epoch(order: StreamOrder, number: int = 0) -> list[Plan]:

@@ -1,0 +1,152 @@
+"""A plan's samples as a batch; what cannot be read of it is left out, named and counted.
+
+A rank whose share of a global batch holds an unreadable sample shows a smaller batch, so its other samples weigh a
+little more in that step's gradient; the other ranks notice nothing, and every rank steps. Where nothing of a rank's
+share can be read, it shows the first readable sample of the others' shares, and says so. Where nothing of the whole
+global batch can be read, every rank finds that out for itself and stops.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lidit.data.cache import Cache, Features
+from lidit.data.index import ShardIndex
+from lidit.data.reader import Unreadable
+from lidit.data.stream import Plan
+from lidit.data.transforms import caption
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch; all images have one shape."""
+
+    key: list[str]
+    prompt: list[str]
+    image: Tensor | None = None  # (b 3 H W), uint8 as read, float32 in [-1, 1] in a step; None where latents are cached
+    latent: Tensor | None = None  # float32 (b c h w)
+    features: list[Features] | None = (
+        None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: computed online
+    )
+    skipped: list[str] = field(default_factory=list)  # why a sample of the share is not here, one line for each
+
+    def signed(self) -> Batch:
+        """The same with the image as the model reads it; four times the bytes, so done on the device."""
+        if self.image is None or self.image.dtype != torch.uint8:
+            return self
+        return replace(self, image=self.image.contiguous().float().div_(127.5).sub_(1))
+
+
+class _Shown(NamedTuple):
+    """A sample that could be read."""
+
+    sample: int
+    blank: bool
+    prompt: str
+    pixels: np.ndarray | None
+
+
+class Samples(Dataset):
+    """Plans to batches: reads captions, and images only where no latents are cached."""
+
+    def __init__(self, index: ShardIndex, cache: Cache | None = None) -> None:
+        self.index, self.cache = index, cache
+
+    def __getitem__(self, plan: Plan) -> Batch:
+        """The batch of a plan.
+
+        Raises:
+            ValueError: nothing of the global batch can be read.
+        """
+        shown, skipped = self._read(plan)
+        if not shown and plan.spare is not None:
+            shown, _ = self._read(plan.spare, enough=1)
+            lent = self.index.key(shown[0].sample) if shown else "none"
+            log.warning("batch %d: nothing of a rank's share can be read; it shows %s of another", plan.number, lent)
+        if not shown:
+            raise ValueError(f"nothing of global batch {plan.number} can be read; the first reason: {skipped[0]}")
+        return self._batch(shown, plan.dense, skipped)
+
+    def _read(self, plan: Plan, enough: int | None = None) -> tuple[list[_Shown], list[str]]:
+        """What can be read of a plan, at most `enough`, and why the rest cannot."""
+        shown, skipped = [], []
+        near = itertools.repeat(True) if plan.near is None else plan.near.tolist()
+        for sample, blank, whole in zip(plan.samples.tolist(), plan.blank.tolist(), near, strict=False):
+            try:
+                prompt = caption(self.index.text(sample, whole), plan.dense, blank)
+                shown.append(_Shown(sample, blank, prompt, None if self._latents else self.index.image(sample, whole)))
+            except Unreadable as error:
+                skipped.append(str(error))
+            if len(shown) == enough:
+                break
+        return shown, skipped
+
+    def _batch(self, shown: list[_Shown], dense: bool, skipped: list[str]) -> Batch:
+        samples = np.array([one.sample for one in shown])
+        keys = [self.index.key(one.sample) for one in shown]
+        batch = Batch(keys, [one.prompt for one in shown], skipped=skipped)
+        if self.cache is not None:
+            batch.features = self.cache.features(samples, dense, np.array([one.blank for one in shown]))
+        if self.cache is not None and self._latents:
+            batch.latent = self.cache.latents(samples)
+        else:
+            batch.image = torch.from_numpy(np.stack([one.pixels for one in shown])).permute(0, 3, 1, 2)
+        return batch
+
+    @property
+    def _latents(self) -> bool:
+        return self.cache is not None and self.cache.has_latents
+
+
+class Tally:
+    """Counts what a rank skipped and names each once; too much of it stops the run.
+
+    Args:
+        allowed: share of the samples, 0 to 1, that may be skipped.
+
+    Raises:
+        ValueError: the share is out of range.
+    """
+
+    def __init__(self, allowed: float) -> None:
+        if not 0 <= allowed <= 1:
+            raise ValueError(f"max_skipped is {allowed}; it is a share from 0 to 1")
+        self.read = self.skipped = 0
+        self.reasons: dict[str, int] = {}  # and how many samples were skipped for each
+        self._allowed, self._expected = allowed, 0.0
+
+    def expect(self, samples: float) -> None:
+        """Take the share of so many samples, an epoch's, until as many have been read."""
+        self._expected = max(self._expected, samples)
+
+    def count(self, batch: Batch) -> None:
+        """Count a batch.
+
+        Raises:
+            ValueError: more was skipped than is allowed.
+        """
+        self.read += len(batch.key) + len(batch.skipped)
+        self.skipped += len(batch.skipped)
+        for reason in batch.skipped:
+            if reason not in self.reasons:
+                log.warning("skipped: %s", reason)
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        if batch.skipped and self.skipped > self._allowed * max(self.read, self._expected):
+            raise ValueError(
+                f"{self.skipped} samples of this rank could not be read, more than {self._allowed:.2%} of those that "
+                f"it shows; see to them (`lidit prep check` lists them) or raise data.max_skipped. {batch.skipped[-1]}"
+            )
+
+    def __str__(self) -> str:
+        """For the log."""
+        return f"{self.skipped} of {self.read} samples skipped, for {len(self.reasons)} reasons"
