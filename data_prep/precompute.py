@@ -1,9 +1,11 @@
 """Computes what does not change during training, once: VAE latents and LLM features of every caption.
 
 Features are kept at their true length, without padding; `lidit/data/cache.py` documents the files. One shard is one
-unit of work, written under a temporary name and renamed: an interrupted run continues where it was.
+unit of work, written under a temporary name and renamed: an interrupted run continues where it was. Any number of
+processes may share the work; none waits for another:
 
     lidit prep precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llama]'
+    torchrun --nproc-per-node 8 --no-python lidit prep precompute --device cuda ...      (or: srun lidit prep ...)
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from data_prep.shard import claim
+from data_prep.processes import begin, own_device, replacing, share
 from lidit.data.cache import IDENTITY, KINDS, shard_file
 from lidit.data.index import ShardIndex
+from lidit.data.remote import Copies
 from lidit.data.transforms import to_tensor
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 
-PROBED = 64  # captions encoded to estimate how long the others are
+PROBED = 64  # captions whose tokens are counted, to estimate how many a character makes
 
 
 def precompute(
@@ -38,6 +41,10 @@ def precompute(
     batch_size: int = 64,
     device: str = "cpu",
     threads: int | None = None,
+    rank: int | None = None,
+    world: int | None = None,
+    shard_cache: str | None = None,
+    shard_cache_gb: float = 100.0,
 ) -> None:
     """Write a cache for a set of shards; run again with the same arguments, it computes only what is missing.
 
@@ -49,15 +56,20 @@ def precompute(
         captions: which captions' features are kept.
         dtype: of what is kept.
         batch_size: images or captions computed at once.
-        device: where the models run.
+        device: where the models run; `cuda` with several processes on a node: each on its own GPU.
         threads: CPU threads; none: as torch decides.
+        rank: this process's number, from 0; it takes every `world`-th shard. None: as torchrun or srun say, else alone.
+        world: processes that share the work.
+        shard_cache: folder on a local disk for copies of remote shards.
+        shard_cache_gb: what the copies may take, in 10^9 bytes.
 
     Raises:
         ValueError: nothing to compute, the folder holds another cache, or a sample cannot be read.
     """
+    part = share(rank, world)
     if threads is not None:
         torch.set_num_threads(threads)
-    index = ShardIndex(shards)
+    index = ShardIndex(shards, copies=Copies(shard_cache, int(shard_cache_gb * 1e9)) if shard_cache else None)
     vae = FrozenVAE(vae) if isinstance(vae, str) else vae
     models = [FrozenLLM(llm) if isinstance(llm, str) else llm for llm in llms or []]
     if vae is None and not models:
@@ -69,8 +81,9 @@ def precompute(
         "llms": [llm.identity for llm in models],
         "captions": list(captions) if models else [],
     }
-    claim(Path(out), IDENTITY, made, {}, "this cache is stale: delete it and run again, or write to another folder")
-    _Run(index, Path(out), vae, models, made["captions"], getattr(torch, dtype), batch_size, device).all()
+    begin(Path(out), IDENTITY, made, {}, "this cache is stale: delete it and run again, or write to another folder")
+    run = _Run(index, Path(out), vae, models, made["captions"], getattr(torch, dtype), batch_size, own_device(device))
+    run.all(*part)
 
 
 class _Run:
@@ -91,38 +104,51 @@ class _Run:
         self.dtype, self.batch_size, self.device = dtype, batch_size, device
 
     @torch.inference_mode()
-    def all(self) -> None:
-        """Every shard that is not there yet, with a line for each."""
-        todo = [s for s in range(len(self.index.paths)) if not shard_file(self.out, s).is_file()]
-        empty = self.out / "empty.safetensors"
-        print(
-            f"{self.out}: {len(self.index.paths) - len(todo)} of {len(self.index.paths)} shards are there", flush=True
-        )
-        if not todo and empty.is_file():
+    def all(self, rank: int, world: int) -> None:
+        """Every shard of a process's share that is not there yet, with a line for each."""
+        count = len(self.index.paths)
+        missing = [s for s in range(count) if not shard_file(self.out, s).is_file()]
+        todo, empty = [s for s in missing if s % world == rank], self.out / "empty.safetensors"
+        mine = f"; this process, {rank} of {world}, computes {len(todo)}" if world > 1 else ""
+        print(f"{self.out}: {count - len(missing)} of {count} shards are there{mine}", flush=True)
+        if not todo and (rank or empty.is_file()):
             return
+        print(f"{self.out}: {self.bytes() / 1e6:.1f} MB for all {len(self.index)} samples", flush=True)
         for model in (self.vae, *self.llms):
             if model is not None:
                 model.load(self.device)
-        print(f"{self.out}: {self.bytes() / 1e6:.1f} MB for all {len(self.index)} samples", flush=True)
-        _save(self.empty(), empty)
+        if not rank:
+            _save(self.empty(), empty)
+        self.compute(todo)
+
+    def compute(self, todo: list[int]) -> None:
+        """Write these shards, with a line for each."""
         start = time.monotonic()
         for done, shard in enumerate(todo, start=1):
             _save(self.shard(shard), shard_file(self.out, shard))
             left = (time.monotonic() - start) / done * (len(todo) - done)
             print(f"{self.index.paths[shard]}: shard {done} of {len(todo)}, about {left:.0f} s left", flush=True)
+        for llm in self.llms:
+            if llm.cut:
+                print(f"{llm.name}: cut {llm.cut} captions at max_tokens={llm.prompts.max_tokens}", flush=True)
 
     def bytes(self) -> int:
-        """Size of the whole cache: latents exactly, features by the lengths of a few captions."""
+        """Size of the whole cache without its headers, before any model is read: latents exactly, features about."""
         values = 0
         if self.vae is not None:
             pixels = self.index.column("height").astype(np.int64) * self.index.column("width")
             values += int(pixels.sum()) // self.vae.factor**2 * self.vae.channels
-        probed = np.linspace(0, len(self.index) - 1, min(PROBED, len(self.index))).astype(int)
-        for llm in self.llms:
-            for kind in self.captions:
-                _, mask, _ = llm(self.texts(probed, kind))
-                values += int(mask.sum() / len(probed) * len(self.index)) * llm.width
+        values += sum(self.tokens(llm, kind) * llm.width for llm in self.llms for kind in self.captions)
         return values * self.dtype.itemsize
+
+    def tokens(self, llm: FrozenLLM, kind: str) -> int:
+        """About how many tokens an LLM makes of all captions of a kind, by their characters and those of a few."""
+        chars, split = self.index.column(f"{kind}_chars"), llm.prompts.split
+        probed = np.unique(np.linspace(0, len(chars) - 1, min(PROBED, len(chars))).astype(int))
+        around = len(split("").ids)  # the template and the instruction, the same for all
+        splits = [split(text) for text in self.texts(probed, kind, whole=False)]
+        per_char = sum(len(ids) + cut - around for ids, _, cut in splits) / max(1, int(chars[probed].sum()))
+        return len(chars) * around + int(np.minimum(chars * per_char, llm.prompts.max_tokens).sum())
 
     def empty(self) -> dict[str, torch.Tensor]:
         """Features of the empty caption, which dropped captions use."""
@@ -173,20 +199,16 @@ class _Run:
                 rows[i] = (tokens[row][mask[row]].to("cpu", self.dtype), int(start[row] - padding[row]))
         return rows
 
-    def texts(self, samples: np.ndarray, kind: str) -> list[str]:
-        """Captions of one kind, empty where a sample has none."""
-        return [self.index.text(s).get(kind) or "" for s in samples.tolist()]
+    def texts(self, samples: np.ndarray, kind: str, whole: bool = True) -> list[str]:
+        """Captions of one kind, empty where a sample has none; for few samples of a remote shard, it is not fetched."""
+        return [self.index.text(s, whole).get(kind) or "" for s in samples.tolist()]
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a file under a temporary name that becomes its own once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
         shutil.copymode(path.with_name(IDENTITY), partial)  # safetensors lets nobody but the writer read its files
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

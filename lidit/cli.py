@@ -21,7 +21,11 @@ VERBS = {  # verb: (the function that does it, what it does)
     "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "the test loss of a checkpoint"),
     "export": ("lidit.pipeline:export", "write a folder of safetensors and configuration from a checkpoint"),
+    "prep filter": ("data_prep.filter:filter_records", "choose which records of a collection go into shards, by rules"),
     "prep shard": ("data_prep.shard:shard", "write tar shards of images and captions"),
+    "prep check": ("data_prep.check:check", "read every shard and say what is wrong"),
+    "prep stats": ("data_prep.stats:stats", "counts by bucket, caption lengths, a histogram of resolutions"),
+    "prep caption": ("data_prep.caption:caption", "write synthetic captions beside the original ones"),
     "prep precompute": ("data_prep.precompute:precompute", "compute latents and LLM features of shards once"),
 }
 RECIPES = ("fit", "validate", "test")  # of Lightning

@@ -7,7 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -238,6 +242,89 @@ def test_the_size_is_said_before_starting_and_is_about_right(
     assert lines[1].endswith("MB for all 24 samples")
     assert told == pytest.approx(sum(map(len, contents(tmp_path / "c").values())), rel=0.1)
     assert sum("s left" in line for line in lines[2:]) == 3
+
+
+def test_the_size_is_said_before_any_weights_are_read(
+    shards: Path, vae: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: FrozenVAE, device: str) -> FrozenVAE:
+        raise OSError("no weights here")
+
+    monkeypatch.setattr(FrozenVAE, "load", missing)
+    with pytest.raises(OSError, match="no weights"):
+        precompute(str(shards), str(tmp_path / "c"), vae)
+    values = (16 * 16 * 16 + 8 * 16 * 24) * 4  # 16 images of 32x32 and 8 of 48x32, 2x down, 4 channels
+    assert f": {values * 2 / 1e6:.1f} MB for all 24 samples" in capsys.readouterr().out
+
+
+def test_captions_that_were_cut_are_counted(
+    shards: Path, llm: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.warns(UserWarning, match="longer than max_tokens=9"):
+        precompute(str(shards), str(tmp_path / "c"), None, [FrozenLLM(llm, max_tokens=9)])
+    index = ShardIndex(str(shards))
+    long = sum(
+        int((index.column(f"{kind}_chars") > 9).sum()) for kind in ("caption", "dense")
+    )  # a token is a byte here
+    assert 24 < long < 48
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"cut {long} captions at max_tokens=9")
+
+
+LAUNCHERS = {
+    "torchrun": {"RANK": "{rank}", "WORLD_SIZE": "2"},
+    "srun": {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "{rank}", "SLURM_NTASKS": "2"},
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_processes_of_a_launcher_each_compute_their_share_and_wait_for_none(
+    shards: Path, latents: Path, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    for rank, files in ((1, ["00001.safetensors"]), (0, ["00000.safetensors", "00002.safetensors"])):
+        before = set(contents(tmp_path / "c")) if rank == 0 else set()
+        for name, value in LAUNCHERS[launcher].items():
+            monkeypatch.setenv(name, value.format(rank=rank))
+        precompute(str(shards), str(tmp_path / "c"), vae)
+        new = set(contents(tmp_path / "c")) - before
+        assert sorted(new - {"identity.json", "empty.safetensors"}) == files
+    assert contents(tmp_path / "c") == contents(latents)
+
+
+def test_processes_that_run_at_once_make_the_cache_of_one(
+    shards: Path, latents: Path, vae: str, tmp_path: Path
+) -> None:
+    """Threads stand in for processes; two of the five have the same number, as by mistake."""
+    with ThreadPoolExecutor(5) as pool:
+        ranks = (0, 1, 2, 3, 0)
+        runs = [pool.submit(precompute, str(shards), str(tmp_path / "c"), vae, rank=r, world=4) for r in ranks]
+        for run in runs:
+            run.result()
+    assert contents(tmp_path / "c") == contents(latents)
+
+
+def test_a_run_of_two_processes_is_continued_by_one(shards: Path, latents: Path, vae: str, tmp_path: Path) -> None:
+    precompute(str(shards), str(tmp_path / "c"), vae, rank=1, world=2)
+    kept = (tmp_path / "c" / "00001.safetensors").stat().st_mtime_ns
+    precompute(str(shards), str(tmp_path / "c"), vae)
+    assert contents(tmp_path / "c") == contents(latents)
+    assert (tmp_path / "c" / "00001.safetensors").stat().st_mtime_ns == kept
+
+
+def test_remote_shards_give_the_cache_of_local_ones(shards: Path, latents: Path, vae: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shards))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(ValueError, match="set shard_cache"):
+            precompute(url, str(tmp_path / "c"), vae)
+        precompute(url, str(tmp_path / "c"), vae, shard_cache=str(tmp_path / "copies"))
+        server.shutdown()
+    assert contents(tmp_path / "c") == contents(latents)
 
 
 def test_nothing_to_compute_is_an_error(shards: Path, tmp_path: Path) -> None:
