@@ -102,7 +102,7 @@ def measure(
         for ranks, workers in RANKS_AND_WORKERS:
             place = folder / f"{ranks}-{workers}"
             train(recipe, place, half, ranks, workers)
-            runs[f"from {steps // 2} on {ranks} ranks, {workers} workers"] = history(place, ranks)
+            runs[f"from {steps // 2}, ranks {ranks}, workers {workers}"] = history(place, ranks)
     settings = {"steps": steps, "batch_size": batch_size, "kills": kills, "seed": seed, "recipe": "demo.yaml"}
     found = {"versions": versions("torch", "lightning"), "settings": settings, "runs": runs}
     Path(out).parent.mkdir(parents=True, exist_ok=True)

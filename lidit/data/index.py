@@ -96,7 +96,7 @@ class ShardIndex:
         return self._columns["key"][sample].decode(errors="replace")
 
     def image(self, sample: int, whole: bool = True) -> np.ndarray:
-        """A sample's pixels, uint8 (H W 3).
+        """A sample's pixels, uint8 (H W 3), not to be written to.
 
         Args:
             sample: its number.
@@ -108,7 +108,7 @@ class ShardIndex:
         data = self._bytes(sample, "image", whole)
         try:
             with Image.open(io.BytesIO(data)) as image:
-                pixels = np.array(image.convert("RGB"))
+                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         except UNDECODABLE as error:
             reason = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))  # which differs each time
             raise Unreadable(f"{self._name(sample)}: the image cannot be decoded ({reason}); {FIX}") from error
