@@ -26,7 +26,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from data_prep.processes import begin, own_device, replacing, share
-from lidit.data.index import MANIFEST, ShardIndex, index_path, read_index, scan
+from data_prep.shard import finished
+from lidit.data.index import MANIFEST, ShardIndex, index_path, scan
 from lidit.models.llm import quiet
 from lidit.models.source import describe, find_file, load_name
 
@@ -80,7 +81,7 @@ def caption(
     tars = [folder / f"{i:05d}.tar" for i in range(len(index.paths))]
     made = {"source": "caption", "shards": index.digest, **captioner.identity}
     begin(folder, MANIFEST, made, {"tars": [tar.name for tar in tars]}, "write to another folder or delete this one")
-    todo = [i for i in range(rank, len(tars), world) if not _finished(tars[i])]
+    todo = [i for i in range(rank, len(tars), world) if not finished(tars[i])]
     print(f"{folder}: process {rank} of {world} captions {len(todo)} of {len(tars)} shards", flush=True)
     if todo:
         captioner.load(own_device(device))
@@ -264,17 +265,6 @@ def _copy(source: Path, target: Path, new: dict[int, bytes]) -> None:
                 info, data = tarfile.TarInfo(member.name), new.get(member.offset_data)
                 info.size = member.size if data is None else len(data)
                 archive.addfile(info, there.extractfile(member) if data is None else io.BytesIO(data))
-
-
-def _finished(tar: Path) -> bool:
-    """Whether a shard is there and as long as its index says."""
-    if not (tar.is_file() and index_path(tar).is_file()):
-        return False
-    try:
-        read_index(tar)
-    except ValueError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

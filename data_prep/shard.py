@@ -191,7 +191,7 @@ def _collected(
 
 
 def _write_missing(folder: Path, tars: list[str], work: Work, sizes: Sizes, workers: int) -> None:
-    missing = [i for i, name in enumerate(tars) if not _finished(folder / name)]
+    missing = [i for i, name in enumerate(tars) if not finished(folder / name)]
     print(f"{folder}: {len(tars) - len(missing)} of {len(tars)} shards are there already", flush=True)
     jobs = [(folder / tars[i], work[i], sizes) for i in missing]
     for done, (path, seconds) in enumerate(_run(jobs, workers), start=1):
@@ -220,7 +220,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[Path, float]]:
             pool.shutdown(cancel_futures=True)
 
 
-def _finished(path: Path) -> bool:
+def finished(path: Path) -> bool:
     """Whether a shard is there and as long as its index says; one that is not is written again."""
     if not (path.is_file() and index_path(path).is_file()):
         return False
