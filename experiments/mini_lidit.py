@@ -30,7 +30,7 @@ def score(
     count: int = 100,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
 ) -> dict[str, float]:
     """Draw a benchmark twin's prompts and print the judge's scores in [0, 1].
 
@@ -80,7 +80,7 @@ def bundle(
         made_by=training,
         seed=0,
         data=f"drawn 64x64 scenes; measured on {count} prompts per held-out task and {others} per other task, 25 Euler "
-        "steps, guidance 4, seed 0",
+        "steps, guidance 3, seed 0",
         optimizer_steps=state["global_step"],
         measured=measured,
         versions=versions("torch", "lightning", "transformers", "diffusers"),

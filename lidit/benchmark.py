@@ -96,7 +96,7 @@ def draw(
     seed: int = 42,
     size: str = "64x64",
     steps: int = 25,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     ema: bool = True,
     batch_size: int = 32,

@@ -26,7 +26,7 @@ from lidit.pipeline import BUNDLED, Pipeline
 from lidit.scenes.benchmarks import Prompt, prompts, score
 
 BENCHMARK = "heldout"
-SAMPLER_STEPS, GUIDANCE = 20, 4.0
+SAMPLER_STEPS, GUIDANCE = 20, 3.0
 SHOWN = 4  # prompts per task in the picture
 SCORES = {"clip_score/scenes": "CLIP score", "siglip_score/scenes": "SigLIP score", "judge/overall": "judge"}
 

@@ -62,7 +62,7 @@ class Pipeline:
         prompts: list[str],
         noise: Float[Tensor, "b c h w"],
         steps: int = 25,
-        guidance: float = 4.0,
+        guidance: float = 3.0,
         sampler: str | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> Float[Tensor, "b c h w"]:
@@ -111,7 +111,7 @@ class Pipeline:
         size: tuple[int, int] = (64, 64),
         batch_size: int = 32,
         steps: int = 25,
-        guidance: float = 4.0,
+        guidance: float = 3.0,
         sampler: str | None = None,
     ) -> list[np.ndarray]:
         """Images uint8 (h w 3), one per prompt and seed; an image depends on its own prompt and seed alone.

@@ -27,7 +27,7 @@ def sample(
     n: int = 1,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
     size: str = "64x64",
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     checkpoint: str = BUNDLED,

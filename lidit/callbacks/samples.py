@@ -51,7 +51,7 @@ class FixedPrompts(Callback):
         seed: int = 0,
         size: str = "64x64",
         steps: int = 25,
-        guidance: float = 4.0,
+        guidance: float = 3.0,
         sampler: Literal["euler", "heun", "ddim"] | None = None,
         batch_size: int = 32,
     ):
