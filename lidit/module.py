@@ -92,7 +92,12 @@ class TextToImage(LightningModule):
         Raises:
             ValueError: naming what differs. Precision and the longest caption may.
         """
-        for i, (then, llm) in enumerate(zip(trained_with, self.llms, strict=False)):
+        if trained_with and len(trained_with) != len(self.llms):
+            raise ValueError(
+                f"{source} was trained with {len(trained_with)} LLMs and the recipe names {len(self.llms)}; "
+                f"name {', '.join(then['name'] for then in trained_with)}"
+            )
+        for i, (then, llm) in enumerate(zip(trained_with, self.llms if trained_with else [], strict=True)):
             now = llm.identity
             for key in ("revision", "layer", "template", "instruction", "system"):
                 if then[key] != now[key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from lidit.samplers import sampler_for
 GAP = 2  # pixels between the images of a grid
 
 
-class FixedPrompts(Callback):
+class FixedPrompts(Callback, ABC):
     """Draws the same prompts from the same noise again and again; what becomes of the images is for its subclasses.
 
     Drawn with averaged weights where there is an `EMA`. Training goes on as if nothing had been drawn: its weights, its
@@ -102,9 +103,9 @@ class FixedPrompts(Callback):
         finally:
             pl_module.train(training)
 
+    @abstractmethod
     def use(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:
         """Draw, and do with the images what the callback is for; random numbers used here are not missed."""
-        raise NotImplementedError
 
     def _once_a_step(self, trainer: Trainer, pl_module: TextToImage) -> None:
         step = trainer.global_step

@@ -8,7 +8,6 @@ global batch can be read, every rank finds that out for itself and stops.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -79,8 +78,8 @@ class Samples(Dataset):
     def _read(self, plan: Plan, enough: int | None = None) -> tuple[list[_Shown], np.ndarray, list[str]]:
         """What can be read of a plan, at most `enough`, its pixels, and why the rest cannot."""
         shown, skipped, pixels = [], [], self._room(plan.samples)
-        near = itertools.repeat(True) if plan.near is None else plan.near.tolist()
-        for sample, blank, whole in zip(plan.samples.tolist(), plan.blank.tolist(), near, strict=False):
+        near = [True] * len(plan.samples) if plan.near is None else plan.near.tolist()
+        for sample, blank, whole in zip(plan.samples.tolist(), plan.blank.tolist(), near, strict=True):
             try:
                 prompt = caption(self.index.text(sample, whole), plan.dense, blank)
                 if not self._latents:

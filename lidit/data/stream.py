@@ -151,13 +151,13 @@ class StreamOrder:
     def _cut(self, bucket: np.ndarray, dense: bool) -> list[tuple[np.ndarray, bool, float]]:
         """A bucket's batches."""
         cuts = np.arange(self._batches_in(len(bucket)) + 1) * self.batch_size
-        bucket, together, times = bucket[: cuts[-1]], LENGTH_WINDOW, [0.0] * len(cuts)
+        bucket, together, times = bucket[: cuts[-1]], LENGTH_WINDOW, [0.0] * (len(cuts) - 1)
         if self._window is not None and len(bucket):
             bucket, keys = self._window.sort(bucket)
             together = self._window.pieces(len(bucket), self.batch_size, LENGTH_WINDOW)
             times = self._window.times(keys, self.batch_size, together).tolist()
         bucket = self._by_length(bucket, "dense_chars" if dense else "caption_chars", together * self.batch_size)
-        return [(bucket[a:b], dense, t) for (a, b), t in zip(itertools.pairwise(cuts.tolist()), times, strict=False)]
+        return [(bucket[a:b], dense, t) for (a, b), t in zip(itertools.pairwise(cuts.tolist()), times, strict=True)]
 
     def _by_length(self, bucket: np.ndarray, column: str, window: int) -> np.ndarray:
         """Sort by caption length within windows of a few batches: less padding, and batches still mix."""
