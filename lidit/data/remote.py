@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,7 @@ class Copies:
         if size > self.limit:
             raise ValueError(f"a shard of {size / 1e9:.3f} GB does not fit into {self.folder}; raise shard_cache_gb")
         with self._locked("room"):
-            found = [(path.stat(), path) for path in self.folder.iterdir() if COPY.fullmatch(path.name)]
+            found = list(self._copied())
             excess = sum(stat.st_size for stat, _ in found) + size - self.limit
             for stat, path in sorted(found, key=lambda pair: pair[0].st_mtime_ns):
                 if excess <= 0:
@@ -162,6 +162,13 @@ class Copies:
                     if free:
                         path.unlink(missing_ok=True)
                         excess -= stat.st_size
+
+    def _copied(self) -> Iterator[tuple[os.stat_result, Path]]:
+        """The files that hold copies, but those that other processes rename or remove just now."""
+        for path in self.folder.iterdir():
+            if COPY.fullmatch(path.name):
+                with suppress(FileNotFoundError):
+                    yield path.stat(), path
 
     def _path(self, url: Url) -> Path:
         return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{url.name}"
