@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
-from zipfile import is_zipfile
+from typing import Literal
 
-from jsonargparse import ArgumentParser
+import torch
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from lidit.arguments import parse
+from lidit.callbacks.checkpoints import Checkpoints
+from lidit.checkpoint import all_in, check_whole, newest
 from lidit.data.datamodule import ShardData
 from lidit.module import TextToImage
+from lidit.parallel import Parallel, choose
 from lidit.pipeline import adopt, read
+from lidit.strategy import Sharded
 
+CHECKPOINTS = "checkpoints"  # in a run's folder
 PARSER = {"allow_abbrev": False, "exit_on_error": False}
 NUMBERED = ("TensorBoardLogger", "CSVLogger")  # loggers that number their runs
 LOGGERS = [
@@ -33,7 +42,7 @@ NOISE = (
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI whose complaints are short, and whose loggers write one folder per run."""
+    """LightningCLI whose complaints are short, and whose loggers write one folder per start of a run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -43,9 +52,13 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: ArgumentParser, args: list[str]) -> None:
         self.config = parse(parser, args, self._subcommand_parsers[args[0]])
-        given = self.config[self.config.subcommand]
         # Lightning would put a checkpoint's settings over the recipe's without a word: it learns of it later
-        self.ckpt_path, given.ckpt_path = given.ckpt_path, None
+        self.ckpt_path, self.given.ckpt_path = self.given.ckpt_path, None
+
+    @property
+    def given(self) -> Namespace:
+        """The recipe, with the command line laid over it."""
+        return self.config[self.config.subcommand]
 
     def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
         """What Lightning's own arguments leave out."""
@@ -56,42 +69,117 @@ class RecipeCLI(LightningCLI):
             help="Weights to begin with: `bundled:NAME`, an exported folder, or a checkpoint, whose averaged weights"
             " are taken; training starts anew, from step 0. To go on with a run, say --ckpt_path.",
         )
-
-    def before_fit(self) -> None:
-        """Give the model the weights it starts from.
-
-        Raises:
-            ValueError: the weights are of another model, or a checkpoint is given as well.
-        """
-        source = self.config[self.config.subcommand].start_from
-        if source and self.ckpt_path:
-            raise ValueError("--start_from begins anew and --ckpt_path goes on with a run; give one of them")
-        if source:
-            _, weights, llms = read(source)
-            adopt(self.model, weights, llms, source)
-
-    before_validate = before_test = before_fit
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="The run's folder, such as runs/first: every start logs into a version_N of it, and checkpoints are in"
+            " its checkpoints. Without it, each start is a run of its own.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="auto: go on from the run's newest checkpoint that is whole and fits; begin where there is none.",
+        )
+        parser.add_class_arguments(Parallel, "parallel")
 
     def before_instantiate_classes(self) -> None:
-        """Give loggers that write to one place one number: each would count on from the folder of the one before."""
-        given = self.config[self.config.subcommand]
-        given.ckpt_path = whole(self.ckpt_path)
+        """Settle where things are written; loggers that write to one place would count on from each other's folder."""
+        given = self.given
+        if given.run:
+            lay_out(given, Path(given.run))
+        if self.ckpt_path:
+            check_whole(Path(self.ckpt_path))
+        given.ckpt_path = self.ckpt_path
         loggers = given.trainer.logger
         for logger in loggers if isinstance(loggers, list) else []:
             init = logger.init_args
             if logger.class_path.rpartition(".")[2] in NUMBERED and init.version is None:
                 init.version = CSVLogger(init.save_dir, init.name).version
 
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        """Choose the strategy where the recipe leaves it open and there are several ranks."""
+        given, model = self.given, self.model
+        model.parallel = self.config_init[self.config.subcommand].parallel
+        if given.trainer.strategy == "auto":
+            kwargs |= chosen_strategy(model, given.trainer)
+        return super().instantiate_trainer(**kwargs)
 
-def whole(checkpoint: str | None) -> str | None:
-    """The path of a checkpoint, if it is not half a file.
+    def before_fit(self) -> None:
+        """Find the checkpoint to go on from, or give the model the weights it starts from.
+
+        Raises:
+            ValueError: the weights are of another model, or what is asked for contradicts itself.
+        """
+        given = self.config_init[self.config.subcommand]
+        if given.resume or given.run:
+            given.ckpt_path = resumed(self.model, given.run, given.resume, given.ckpt_path)
+        if given.start_from and given.ckpt_path and not given.resume:
+            raise ValueError("--start_from begins anew and --ckpt_path goes on with a run; give one of them")
+        if given.start_from and not given.ckpt_path:
+            _, weights, llms = read(given.start_from)
+            adopt(self.model, weights, llms, given.start_from)
+
+    before_validate = before_test = before_fit
+
+
+def lay_out(given: Namespace, folder: Path) -> None:
+    """Let loggers and checkpoints of a recipe write into a run's folder, where the recipe does not say otherwise."""
+    given.trainer.default_root_dir = str(folder)
+    loggers, callbacks = given.trainer.logger, given.trainer.callbacks or []
+    for logger in loggers if isinstance(loggers, list) else []:
+        if logger.class_path.rpartition(".")[2] in NUMBERED:
+            logger.init_args.save_dir, logger.init_args.name = str(folder.parent), folder.name
+    for callback in callbacks:
+        if callback.class_path.rpartition(".")[2] == Checkpoints.__name__ and callback.init_args.folder is None:
+            callback.init_args.folder = str(folder / CHECKPOINTS)
+
+
+def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: str | None) -> str | None:
+    """The checkpoint to go on from; None: begin.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is not said which, or the run's folder holds another run.
     """
-    if checkpoint is not None and Path(checkpoint).is_file() and not is_zipfile(checkpoint):
-        raise ValueError(f"{checkpoint} is no checkpoint or not a whole one; copy it again, or take an earlier one")
-    return checkpoint
+    if resume and ckpt_path:
+        raise ValueError("--resume auto finds the checkpoint itself, and --ckpt_path names one; give one of them")
+    if resume and not run:
+        raise ValueError("--resume auto goes on with a run: name its folder, such as --run runs/first")
+    folder = Path(run) / CHECKPOINTS
+    if resume:
+        found = newest(folder, model.shapes())
+        rank_zero_info(f"{run}: going on from {found}" if found else f"{run}: nothing to resume; the run begins")
+        return str(found) if found else None
+    if not ckpt_path and (there := all_in(folder)):
+        raise ValueError(f"{run} has checkpoints ({there[0].name}); say --resume auto, or name another folder as --run")
+    return ckpt_path
+
+
+def chosen_strategy(model: TextToImage, trainer: Namespace) -> dict[str, str | Sharded]:
+    """The strategy for more than one rank, with the reason said; nothing for one rank."""
+    ranks = Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    if ranks.world_size == 1:
+        return {}
+    parameters = sum(p.numel() for p in model.skeleton().parameters())
+    ema = any(callback.class_path.endswith("EMA") for callback in trainer.callbacks or [])
+    name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices))
+    rank_zero_info(f"Strategy {name}: {why}. Say --trainer.strategy to choose yourself.")
+    return {"strategy": Sharded() if name == "sharded" else name}
+
+
+def memory(device: torch.device, ranks: int) -> int:
+    """Bytes of a rank's device; the processes of a machine without a GPU share its memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks
 
 
 def run(verb: str, argv: list[str]) -> RecipeCLI:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from lidit.checkpoint import check_shapes, shapes
 from lidit.data.datamodule import Batch
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
@@ -18,6 +20,7 @@ from lidit.models.prompt_encoder import Features, PromptEncoder
 from lidit.models.vae import FrozenVAE
 from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
 from lidit.optimizers import adamw, muon
+from lidit.parallel import Parallel, agree_on_statistics, load_in_turn
 
 
 class TextToImage(LightningModule):
@@ -61,26 +64,37 @@ class TextToImage(LightningModule):
         self.warmup_steps, self.cosine, self.optimizer = warmup_steps, cosine, optimizer
         self.prompt_encoder: PromptEncoder | None = None
         self.backbone: LIDiT | None = None
+        self.parallel = Parallel()
+        self._seed: int | None = None  # of a run that goes on
+
+    def build(self) -> tuple[LIDiT, PromptEncoder]:
+        """What is trained, with new weights."""
+        backbone = self.make_backbone(self.vae.channels)
+        return backbone, self.make_prompt_encoder([llm.width for llm in self.llms], backbone.width)
 
     def configure_model(self) -> None:
         """Build what is trained; parsing a recipe builds nothing."""
-        if self.backbone is not None:
-            return
-        self.backbone = self.make_backbone(self.vae.channels)
-        self.prompt_encoder = self.make_prompt_encoder([llm.width for llm in self.llms], self.backbone.width)
+        if self.backbone is None:
+            self.backbone, self.prompt_encoder = self.build()
+            self.parallel.apply(self.backbone)
 
     def setup(self, stage: str) -> None:
         """Refuse caches that other frozen models made."""
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
 
+    def on_fit_start(self) -> None:
+        agree_on_statistics(self.prompt_encoder)
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["llms"] = [llm.identity for llm in self.llms]
+        checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.check_llms(checkpoint.get("llms", []), "the checkpoint")
         if "state_dict" in checkpoint:  # a sharded checkpoint has its weights elsewhere
             self.check_weights(checkpoint["state_dict"], "the checkpoint")
+        self._seed = checkpoint.get("seed")
 
     def check_llms(self, trained_with: list[dict], source: str) -> None:
         """Refuse weights that were trained with other features.
@@ -112,13 +126,25 @@ class TextToImage(LightningModule):
         Raises:
             ValueError: a tensor is missing, left over or of another shape.
         """
-        expected = {name: tuple(p.shape) for name, p in self.state_dict().items()}
-        found = {name: tuple(p.shape) for name, p in weights.items()}
-        if wrong := sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)):
-            raise ValueError(
-                f"{source} is of another architecture: {len(wrong)} tensors differ, first {wrong[0]}, expected "
-                f"{expected.get(wrong[0])}, found {found.get(wrong[0])}; use the recipe it was trained with"
-            )
+        check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, self.shapes(), source)
+
+    def check_checkpoint(self, path: Path) -> None:
+        """Refuse a checkpoint before any of its weights is read.
+
+        Raises:
+            ValueError: it is torn, or its weights do not fit exactly.
+        """
+        check_shapes(shapes(path), self.shapes(), str(path))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight and buffer, whether the model has been built or not."""
+        return {name: tuple(weight.shape) for name, weight in self.skeleton().state_dict().items()}
+
+    def skeleton(self) -> nn.ModuleDict:
+        """What is trained, by the names of checkpoints, on the meta device: shapes without memory."""
+        with torch.device("meta"):
+            backbone, prompt_encoder = self.build()
+        return nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})
 
     def encode_prompts(self, prompts: list[str]) -> list[Features]:
         """Each frozen LLM's features of the prompts, as the prompt encoder reads them."""
@@ -131,8 +157,14 @@ class TextToImage(LightningModule):
     def loss(self, batch: Batch, generator: Draws = None) -> tuple[Tensor, Tensor]:
         """Per-sample loss (b) and the times (b) it was taken at."""
         latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
-        features = batch.features if batch.features is not None else self.encode_prompts(batch.prompt)
+        features = batch.features if batch.features is not None else self._encode_together(batch.prompt)
         return self.objective.loss(lambda x_t, t: self.predict(x_t, t, features), latent, generator)
+
+    def _encode_together(self, prompts: list[str]) -> list[Features]:
+        """As `encode_prompts`, on all ranks: those of a node read the LLMs one after the other."""
+        if self._trainer is not None and not all(llm.loaded for llm in self.llms):
+            load_in_turn(self.llms, self.device, self.trainer.local_rank, self.trainer.num_devices)
+        return self.encode_prompts(prompts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, _ = self.loss(batch, self._draws())
@@ -142,7 +174,12 @@ class TextToImage(LightningModule):
     def _draws(self) -> SharedDraws:
         """The batch's noise and times: decided by the run's seed and how many batches came before, hence resumable."""
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return self._shared([torch.initial_seed(), batches], self.device)
+        return self._shared([self.seed, batches], self.device)
+
+    @property
+    def seed(self) -> int:
+        """Of the run's noise and times; a run that goes on keeps the one it began with."""
+        return torch.initial_seed() if self._seed is None else self._seed
 
     def _shared(self, seed: list[int], device: torch.device | str) -> SharedDraws:
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}

@@ -8,9 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
-from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -21,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lidit.assets import resolve
+from lidit.checkpoint import COMMITTED
+from lidit.checkpoint import read as read_checkpoint
 from lidit.module import TextToImage
 from lidit.samplers import guided, sampler_for
 
@@ -163,9 +163,9 @@ def build(config: dict) -> TextToImage:
 def read(source: str, ema: bool = True) -> tuple[dict, dict[str, Tensor], list[dict]]:
     """Configuration, weights and the LLMs' identities from any of the places that `Pipeline.load` names."""
     path = Path(resolve(source))
-    if path.is_dir():
+    if path.is_dir() and not (path / COMMITTED).exists():
         return read_export(path)
-    if path.is_file():
+    if path.exists():
         return read_checkpoint(path, ema)
     raise FileNotFoundError(
         f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used"
@@ -208,32 +208,6 @@ def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:
     return record["model"], weights, record.get("prompts", [])
 
 
-def read_checkpoint(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor], list[dict]]:
-    """Configuration, weights and the LLMs' identities of a training checkpoint; nothing in it is executed.
-
-    Raises:
-        ValueError: it is no checkpoint of TextToImage, or has no EMA where one is asked for.
-    """
-    if not is_zipfile(path):  # as PyTorch writes them; the end of the file says so
-        raise ValueError(f"{path} is no checkpoint or not a whole one; copy it again, or take an earlier one")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise ValueError(f"{path} holds more than weights and settings, and is not loaded: it could run code") from None
-    except RuntimeError:
-        raise ValueError(f"{path} is damaged, or is no checkpoint; copy it again, or take an earlier one") from None
-    if not (isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters"} <= checkpoint.keys()):
-        raise ValueError(f"{path} is no checkpoint of `lidit fit`: it lacks weights or their configuration")
-    config = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-    llms = checkpoint.get("llms", [])
-    if not ema:
-        return config, checkpoint["state_dict"], llms
-    average = checkpoint.get("callbacks", {}).get("EMA")
-    if average is None:
-        raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
-    return config, checkpoint["state_dict"] | average["average"], llms  # buffers are not averaged
-
-
 def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
     """Write a PNG with its prompt, seed and settings as text chunks, complete or not at all."""
     text = PngImagePlugin.PngInfo()
@@ -268,24 +242,31 @@ def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32"
     if Path(out).exists():
         raise ValueError(f"{out} exists; choose another folder or remove it first")
     path = Path(checkpoint)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}")
     config, weights, llms = read_checkpoint(path, ema)
     model = build(config)
-    model.configure_model()
     model.check_llms(llms, checkpoint)
     model.check_weights(weights, checkpoint)
+    trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
     record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
     try:
         (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        trained = {name for name, _ in model.named_parameters()}  # buffers are statistics: they stay as they are
-        kept = {n: (p.to(getattr(torch, dtype)) if n in trained else p).contiguous() for n, p in weights.items()}
-        save_file(kept, temporary / WEIGHTS)
+        save_file(converted(weights, trained, getattr(torch, dtype)), temporary / WEIGHTS)
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary)
         raise
-    print(f"{out}: {sum(p.numel() for p in weights.values()) / 1e6:.1f}M parameters in {dtype}")
+    print(f"{out}: {count / 1e6:.1f}M parameters in {dtype}")
+
+
+def converted(weights: dict[str, Tensor], trained: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Trained weights in another precision, one after the other out of the given ones; buffers stay as they are."""
+    kept = {}
+    for name in list(weights):
+        weight = weights.pop(name)
+        kept[name] = (weight.to(dtype) if name in trained else weight).contiguous()
+    return kept

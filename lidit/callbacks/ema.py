@@ -8,14 +8,15 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class EMA(Callback):
     """Keep `ema = d ema + (1 - d) weights`, updated once per optimizer step before any checkpoint is written.
 
     The decay warms up as d = min(decay, (1 + n) / (10 + n)) in the n-th step, so that the first weights are forgotten
-    soon. A step that left no gradient (`Guard` skipped it) is not followed and not counted.
+    soon. A step that left no gradient (`Guard` skipped it) is not followed and not counted. Of sharded weights each rank
+    averages its share, without communication.
 
     Args:
         decay: the limit of d, in [0, 1).
@@ -39,11 +40,9 @@ class EMA(Callback):
         """Start from the weights, or go on from a checkpoint's average.
 
         Raises:
-            ValueError: the checkpoint's average is of another model, or the weights are sharded.
+            ValueError: the checkpoint's average is of another model.
         """
         weights = dict(pl_module.named_parameters())
-        if any(isinstance(p, DTensor) for p in weights.values()):
-            raise ValueError("EMA cannot save the average of sharded weights; train with strategy ddp or without EMA")
         if self.average and self.average.keys() != weights.keys():
             differ = sorted(self.average.keys() ^ weights.keys())[:3]
             raise ValueError(f"the checkpoint's EMA is of another model ({', '.join(differ)} ...); start a new run")
@@ -51,8 +50,11 @@ class EMA(Callback):
         self.average = {name: source[name].detach().to(p.device, copy=True) for name, p in weights.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know where a resumed run stands."""
+        """Know where a resumed run stands; without an average yet, begin from the weights it goes on with."""
         self._global_step = trainer.global_step
+        if not self.steps:
+            for name, parameter in pl_module.named_parameters():
+                local(self.average[name]).copy_(local(parameter.detach()))
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
@@ -64,8 +66,8 @@ class EMA(Callback):
             return  # the step was skipped
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        weights = [p.detach() for p in pl_module.parameters()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        weights = [local(p.detach()) for p in pl_module.parameters()]
+        torch._foreach_lerp_([local(average) for average in self.average.values()], weights, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
@@ -105,9 +107,10 @@ class EMA(Callback):
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
         for name, parameter in pl_module.named_parameters():
-            kept = parameter.detach().clone()
-            parameter.copy_(self.average[name])
-            self.average[name].copy_(kept)
+            weight, average = local(parameter.detach()), local(self.average[name])
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
         self._swapped = not self._swapped
 
     def state_dict(self) -> dict:
@@ -116,4 +119,18 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a checkpoint; the decay in the config counts."""
-        self.steps, self.average = state_dict["steps"], state_dict["average"]
+        self.steps = state_dict["steps"]
+        for name, average in state_dict["average"].items():
+            self.average[name] = _as(self.average[name], average) if name in self.average else average
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a tensor, with the same memory; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _as(now: Tensor, loaded: Tensor) -> Tensor:
+    """A loaded tensor, sharded if the present one is: a file has whole tensors."""
+    if isinstance(now, DTensor) and not isinstance(loaded, DTensor):
+        return distribute_tensor(loaded.to(now.device), now.device_mesh, now.placements)
+    return loaded

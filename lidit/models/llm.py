@@ -120,6 +120,11 @@ class FrozenLLM:
         self._ready().to(device)
         return self
 
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights have been read."""
+        return self._model is not None
+
     def _ready(self) -> Any:  # the PreTrainedModel; type checkers misread its decorated methods
         if self._model is None:
             self._model = self._read().eval().requires_grad_(False)

@@ -7,6 +7,7 @@ online prompts are the same code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ class FeatureNorm(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
         self.whiten = whiten
+        self.total: Callable[[Tensor], Tensor] = _of_one_rank  # where there are several, `parallel` sums over them
         if whiten:
             self.register_buffer("batches", torch.tensor(0))
             self.register_buffer("center", torch.zeros(width))
@@ -75,10 +77,11 @@ class FeatureNorm(nn.Module):
 
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "n e"]) -> None:
-        """Take one more batch of n tokens into the statistics."""
+        """Take one more batch, n tokens of it on this rank, into the statistics."""
+        sums = self.total(torch.cat([x.T @ x, x.sum(0)[None], torch.full_like(x[:1], len(x))]))
         self.batches += 1
-        self.center.lerp_(x.mean(0), 1 / self.batches)
-        self.second_moment.lerp_(x.T @ x / len(x), 1 / self.batches)
+        self.center.lerp_(sums[-2] / sums[-1], 1 / self.batches)
+        self.second_moment.lerp_(sums[:-2] / sums[-1], 1 / self.batches)
         variances, directions = torch.linalg.eigh(self.second_moment - self.center.outer(self.center))
         scales = (variances.clamp(min=0) + self.FLOOR).rsqrt()
         self.rotate.copy_(directions * scales @ directions.T)
@@ -155,7 +158,7 @@ class PromptEncoder(nn.Module):
         branches, masks, kepts, pooled = [], [], [], []
         for i, (tokens, mask, prompt_start) in enumerate(features):
             kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= prompt_start[:, None])
-            tokens = self.norms[i](tokens.to(weight.dtype), kept)
+            tokens = self.norms[i](tokens.to(torch.promote_types(weight.dtype, torch.float32)), kept)
             pooled.append(self.pool[i](masked_mean(tokens, kept)))
             x = self.project[i](tokens)
             if self.truncate == "before":
@@ -167,6 +170,10 @@ class PromptEncoder(nn.Module):
         branches = self.fusion(branches, masks, [time + p for p in pooled])
         cut = [truncate(x, kept) for x, kept in zip(branches, kepts, strict=True)]
         return Text(torch.cat([x for x, _ in cut], 1), torch.cat([m for _, m in cut], 1), torch.stack(pooled).sum(0))
+
+
+def _of_one_rank(x: Tensor) -> Tensor:
+    return x
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,121 @@
+"""Checkpoints that are whole or not there: written under another name, then published by renaming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.distributed.checkpoint import CheckpointException
+
+from lidit.checkpoint import all_in, name
+
+LATEST = "latest"  # link to the newest
+
+
+class Checkpoints(Checkpoint):
+    """Save everything a run needs to go on, every n optimizer steps and at the end; keep the last ones.
+
+    In the folder, `step-00001000.ckpt` is a file, or with sharded weights a folder, and `latest` links to the newest.
+    Whatever ends the process, each is whole. If writing fails, what was there before stays, and every rank ends.
+
+    Args:
+        every_n_steps: optimizer steps between checkpoints.
+        keep: so many of the newest stay; at least 1.
+        folder: where; by default `checkpoints` in the run's folder, or else in the log's.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep: int = 3, folder: str | None = None):
+        for what, value in {"every_n_steps": every_n_steps, "keep": keep}.items():
+            if value < 1:
+                raise ValueError(f"{what} of Checkpoints is {value}; it must be at least 1")
+        self.every_n_steps, self.keep, self.folder = every_n_steps, keep, folder
+        self._saved = -1  # step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the folder, and remove what an earlier start left unfinished."""
+        self.folder = trainer.strategy.broadcast(
+            self.folder or str(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+        )
+        if trainer.is_global_zero and stage == "fit":
+            for left in Path(self.folder).glob(".*.part"):
+                remove(left)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step  # a run that goes on has this one
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Save after every n-th optimizer step."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Save this step, unless it is saved, and return where; all ranks call it, between two steps.
+
+        Raises:
+            OSError: it could not be written, on this rank or another.
+        """
+        step = trainer.global_step
+        path = Path(self.folder) / name(step)
+        if step == self._saved:
+            return path
+        temporary = path.with_name(f".{path.name}.part")
+        problem = self._write(trainer, temporary)
+        if not trainer.strategy.reduce_boolean_decision(not problem):
+            if trainer.is_global_zero:
+                remove(temporary)
+            raise OSError(
+                f"{path} could not be written ({problem or 'another rank says why'}); earlier checkpoints are as they "
+                "were: make room, then resume from the latest"
+            )
+        if trainer.is_global_zero:
+            self._publish(temporary, path)
+        trainer.strategy.barrier()
+        self._saved = step
+        return path
+
+    @staticmethod
+    def _write(trainer: Trainer, path: Path) -> str:
+        """Write, and return what went wrong, since the other ranks must hear of it."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):
+                trainer.strategy.save_checkpoint(checkpoint, path)
+            elif trainer.is_global_zero:  # not Lightning's way, a copy in memory and one in the temporary folder
+                torch.save(checkpoint, path)
+        except (OSError, RuntimeError, CheckpointException) as error:  # PyTorch's writer raises a RuntimeError
+            return " ".join(str(error).split())[-500:]
+        return ""
+
+    def _publish(self, temporary: Path, path: Path) -> None:
+        """Give it its name, point `latest` to it, and remove the oldest."""
+        if path.exists():  # of an earlier start that did not go on from here
+            remove(path)
+        os.replace(temporary, path)
+        link = path.with_name(f".{LATEST}.part")
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        os.replace(link, path.with_name(LATEST))
+        for old in all_in(path.parent)[self.keep :]:
+            remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; a folder loses its name first, so that no half of it is taken for a whole."""
+    if path.is_dir():
+        going = path.with_name(f".{path.name.strip('.')}.removed.part")
+        os.replace(path, going)
+        shutil.rmtree(going)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""What `lidit fit` leaves on disk: a file of one process or DDP, a folder of sharded weights; whole, or torn.
+
+Nothing in a checkpoint is executed: files are read as weights and settings, and a folder's index may name nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+
+log = logging.getLogger(__name__)
+
+RECORD = "meta.pt"  # in a folder: all but the sharded tensors; Lightning's name for it
+COMMITTED = ".metadata"  # in a folder: where each tensor is; written last, once every rank has written its part
+INDEX = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")  # its types' modules
+PLAIN = {"torch.Size", "torch.serialization._get_layout", "collections.OrderedDict"}  # what else it may name
+WEIGHTS, AVERAGE = "state_dict.", "callbacks.EMA.average."  # names of tensors in a folder
+
+
+def name(step: int) -> str:
+    """Of the checkpoint after a step."""
+    return f"step-{step:08d}.ckpt"
+
+
+def all_in(folder: Path) -> list[Path]:
+    """The published checkpoints of a folder, newest first."""
+    return sorted(folder.glob("step-*.ckpt"), reverse=True)
+
+
+def newest(folder: Path, expected: dict[str, tuple[int, ...]]) -> Path | None:
+    """The newest checkpoint that can be resumed; those passed over are named with the reason.
+
+    Args:
+        folder: of a run's checkpoints; need not exist.
+        expected: shape of each weight and buffer of the model that is to go on.
+    """
+    for path in all_in(folder):
+        try:
+            check_whole(path)
+            check_shapes(shapes(path), expected, str(path))
+        except ValueError as error:
+            log.warning("passed over: %s", error)
+        else:
+            return path
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Refuse what is half a checkpoint.
+
+    Raises:
+        ValueError: it is torn, or none at all.
+    """
+    torn = f"{path} is no checkpoint or not a whole one; copy it again, or take an earlier one"
+    if path.is_file() and not is_zipfile(path):  # the end of a file as PyTorch writes them says so
+        raise ValueError(torn)
+    if path.is_dir():
+        parts: dict[str, int] = {}
+        for part in _index(path).storage_data.values():
+            parts[part.relative_path] = max(parts.get(part.relative_path, 0), part.offset + part.length)
+        sizes = {file: (path / file).stat().st_size if (path / file).is_file() else -1 for file in parts}
+        if not is_zipfile(path / RECORD) or any(sizes[file] < end for file, end in parts.items()):
+            raise ValueError(torn)
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: str) -> None:
+    """Refuse weights that do not fit exactly.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape.
+    """
+    if wrong := sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)):
+        raise ValueError(
+            f"{source} is of another architecture: {len(wrong)} tensors differ, first {wrong[0]}, expected "
+            f"{expected.get(wrong[0])}, found {found.get(wrong[0])}; use the recipe it was trained with"
+        )
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight and buffer; no weight is read.
+
+    Raises:
+        ValueError: it is no checkpoint of `lidit fit`.
+    """
+    if path.is_dir():
+        return {n.removeprefix(WEIGHTS): tuple(e.size) for n, e in _tensors(path) if n.startswith(WEIGHTS)}
+    return {n: tuple(weight.shape) for n, weight in record(path)["state_dict"].items()}
+
+
+def record(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; of a file with its tensors, which are read when they are used.
+
+    Raises:
+        ValueError: it is torn, holds what could run code, or is no checkpoint of TextToImage.
+    """
+    check_whole(path)
+    try:
+        found = torch.load(path / RECORD if path.is_dir() else path, map_location="cpu", mmap=True, weights_only=True)
+    except UnpicklingError:
+        raise ValueError(f"{path} holds more than weights and settings, and is not loaded: it could run code") from None
+    except RuntimeError:
+        raise ValueError(f"{path} is damaged, or is no checkpoint; copy it again, or take an earlier one") from None
+    needed = {"hyper_parameters"} if path.is_dir() else {"hyper_parameters", "state_dict"}
+    if not (isinstance(found, dict) and needed <= found.keys()):
+        raise ValueError(f"{path} is no checkpoint of `lidit fit`: it lacks weights or their configuration")
+    return found
+
+
+def read(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor], list[dict]]:
+    """Configuration, weights and the LLMs' identities of a checkpoint; the optimizer's state is not read.
+
+    Args:
+        path: a file or a folder.
+        ema: the averaged weights instead of the trained ones; buffers have no average.
+
+    Raises:
+        ValueError: it is no checkpoint of TextToImage, or has no EMA where one is asked for.
+    """
+    found = record(path)
+    config = {k: v for k, v in found["hyper_parameters"].items() if not k.startswith("_")}
+    if path.is_dir():
+        trained, average = _read_folder(path, ema)
+    else:
+        trained, average = found["state_dict"], found.get("callbacks", {}).get("EMA", {}).get("average", {})
+    if ema and not average:
+        raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
+    return config, trained | average if ema else trained, found.get("llms", [])
+
+
+def _read_folder(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trained weights and their average of a folder; of what has an average only that, so one copy is in memory."""
+    entries = dict(_tensors(path))
+    averaged = {n.removeprefix(AVERAGE) for n in entries if ema and n.startswith(AVERAGE)}
+    wanted = [n for n in entries if n.startswith(WEIGHTS) and n.removeprefix(WEIGHTS) not in averaged]
+    wanted += [AVERAGE + n for n in averaged]
+    tensors = {n: torch.empty(entries[n].size, dtype=entries[n].properties.dtype) for n in wanted}
+    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    trained = {n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)}
+    return trained, {n.removeprefix(AVERAGE): t for n, t in tensors.items() if n.startswith(AVERAGE)}
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    return ((n, e) for n, e in _index(folder).state_dict_metadata.items() if hasattr(e, "size"))
+
+
+def _index(folder: Path) -> dcp.Metadata:
+    """Where each tensor of a folder is.
+
+    Raises:
+        ValueError: the folder has no index, or it holds more than an index.
+    """
+    file = folder / COMMITTED
+    if not file.is_file():
+        raise ValueError(f"{folder} is no checkpoint or not a whole one; copy it again, or take an earlier one")
+    try:
+        with file.open("rb") as opened:
+            return _IndexReader(opened).load()
+    except (EOFError, UnpicklingError) as error:
+        raise ValueError(f"{folder} is not loaded: its index is torn, or could run code ({error})") from None
+
+
+class _IndexReader(pickle.Unpickler):
+    """An index is a pickle: only the types it is made of are let in."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        own = isinstance(found, type) and module in INDEX and found.__module__ == module
+        if not (own or f"{module}.{name}" in PLAIN or isinstance(found, torch.dtype)):
+            raise UnpicklingError(f"it names {module}.{name}")
+        return found

@@ -1,0 +1,156 @@
+"""How a built model is spread over ranks: activation checkpointing, compilation, FSDP2, in that order, from outside.
+
+Models know no process group. What follows is done to them after they are built, and leaves their weights' names alone,
+so that a checkpoint fits any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import all_reduce
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from lidit.models.lidit import LIDiT
+from lidit.models.llm import FrozenLLM
+from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder
+from lidit.models.refiners import CollaborativeRefiner, LinguisticTokenRefiner
+
+BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "AdamW": 8, "EMA": 4}  # all float32
+SHARE = 0.6  # of a device's memory that these may fill; the rest is for activations and what is gathered
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What a recipe's `parallel` section sets, with any strategy.
+
+    Args:
+        checkpoint_every: recompute the activations of every n-th backbone block in the backward pass instead of keeping
+            them; 1: of all, 0: of none.
+        compile: compile each backbone block with torch.compile.
+        compile_backend: of torch.compile.
+    """
+
+    checkpoint_every: int = 0
+    compile: bool = False
+    compile_backend: str = "inductor"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 0:
+            raise ValueError(f"parallel.checkpoint_every is {self.checkpoint_every}; it must be 0 (none) or more")
+
+    def apply(self, backbone: LIDiT) -> None:
+        """Checkpoint and compile the blocks of a built backbone; sharding comes after this."""
+        if self.checkpoint_every:
+            for block in backbone.blocks[:: self.checkpoint_every]:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        if self.compile:
+            for block in backbone.blocks:
+                block.compile(backend=self.compile_backend)
+
+
+def units(backbone: LIDiT, prompt_encoder: PromptEncoder) -> list[nn.Module]:
+    """The modules whose weights are gathered together: each backbone block, each refiner, the two roots last."""
+    refiners = (LinguisticTokenRefiner, CollaborativeRefiner)
+    parts = [m for m in prompt_encoder.modules() if isinstance(m, refiners) and any(True for _ in m.parameters())]
+    return [*backbone.blocks, *parts, backbone, prompt_encoder]
+
+
+def shard(modules: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype = torch.float32) -> None:
+    """FSDP2: each rank keeps its share of every weight and gathers a unit's weights only while it runs.
+
+    Args:
+        modules: the units; what contains a unit comes after it.
+        mesh: one dimension: shard over it; two: replicate over the first, shard over the second.
+        compute: dtype of gathered weights; shares, gradients' sums and the optimizer stay in float32.
+    """
+    # Inputs keep their dtype: the time in bfloat16 would have three digits. The roots too give back what they gathered
+    # after the forward pass, so that outside of a pass every parameter is this rank's share.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in modules:
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) -> None:
+    """Give every rank its share of rank 0's weights.
+
+    Args:
+        module: sharded; on the other ranks it may be on the meta device.
+        whole: rank 0's weights and buffers; empty elsewhere.
+        device: where the shares live.
+    """
+    if any(p.is_meta for p in (*module.parameters(), *module.buffers())):
+        module.to_empty(device=device)
+    else:
+        module.to(device)
+    set_model_state_dict(module, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+
+
+def block_gradient_sync(module: nn.Module, blocked: bool) -> None:
+    """While gradients are accumulated, keep them whole on each rank instead of summing them over ranks."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(not blocked, recurse=False)
+
+
+def agree_on_statistics(module: nn.Module) -> None:
+    """Let features be whitened by what all ranks see; where there is one rank, nothing changes."""
+    if _several_ranks():
+        for part in module.modules():
+            if isinstance(part, FeatureNorm):
+                part.total = _sum_over_ranks
+
+
+def _several_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    all_reduce(x)
+    return x
+
+
+def load_in_turn(models: Sequence[FrozenLLM], device: torch.device, local_rank: int, ranks: int) -> None:
+    """Load frozen models on one rank of a node after the other, so that the node's memory holds one being read.
+
+    Args:
+        models: what to load.
+        device: of this rank.
+        local_rank: of this process on its node.
+        ranks: processes on a node.
+    """
+    for turn in range(ranks):
+        if turn == local_rank:
+            for model in models:
+                model.load(device)
+        if _several_ranks():
+            torch.distributed.barrier()
+
+
+def choose(parameters: int, ema: bool, memory: int, others: int = 0) -> tuple[str, str]:
+    """The strategy for several ranks, and why: ddp where the model fits on each, since it communicates least.
+
+    Args:
+        parameters: trained.
+        ema: an average of the weights is kept.
+        memory: bytes of a rank's device.
+        others: bytes that frozen models take on each rank.
+
+    Returns:
+        `ddp` or `sharded`, and the reason in a sentence.
+    """
+    each = sum(v for name, v in BYTES_PER_PARAMETER.items() if ema or name != "EMA")
+    needed = parameters * each + others
+    what = ", ".join(name for name in BYTES_PER_PARAMETER if ema or name != "EMA")
+    fits = needed <= SHARE * memory
+    return ("ddp" if fits else "sharded"), (
+        f"{what} of {parameters / 1e6:,.1f}M parameters and frozen models take {needed / 1e9:,.1f} GB, "
+        f"{'within' if fits else 'above'} {SHARE:.0%} of a device's {memory / 1e9:,.1f} GB"
+    )

@@ -1,0 +1,141 @@
+"""The strategy `sharded`: FSDP2 through Lightning, for models that no single device holds.
+
+It adds to Lightning's `ModelParallelStrategy` what that leaves open: the mesh (also replicated over nodes and sharded
+within), the weights one process would have begun with, gradients that are accumulated without communication, and
+averaged weights in its checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from lidit.checkpoint import RECORD
+from lidit.parallel import block_gradient_sync, shard, spread, units
+
+NAME = "sharded"
+COMPUTE = {"bf16-mixed": torch.bfloat16}  # of a precision; float32 otherwise
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 over all ranks, or over groups of them.
+
+    Args:
+        replicate: copies of the model; the ranks of a copy, neighbours, share its weights (HSDP). 1 spreads one copy
+            over all ranks; the number of nodes keeps the exchange of weights within each node.
+        timeout: how long a rank waits for the others in seconds before it gives up.
+
+    Raises:
+        ValueError: the copies do not divide the ranks.
+    """
+
+    def __init__(self, replicate: int = 1, timeout: float = default_pg_timeout.total_seconds()):
+        super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout))
+        self.replicate = replicate
+
+    def setup_environment(self) -> None:
+        """Make the mesh."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+        shares, rest = divmod(self.world_size, self.replicate)
+        if self.replicate < 1 or rest:
+            raise ValueError(
+                f"replicate is {self.replicate}, which does not divide the {self.world_size} ranks; choose a divisor"
+            )
+        sizes = {"replicate": self.replicate, "shard": shares} if self.replicate > 1 else {"shard": shares}
+        self.mesh = init_device_mesh(self.root_device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Rank 0 builds the model; the others get their shares of it."""
+        with nullcontext() if self.global_rank == 0 else torch.device("meta"):
+            yield
+
+    def setup(self, trainer: Trainer) -> None:
+        """Shard the built model, then all that Lightning does."""
+        model = self.lightning_module
+        whole = model.state_dict() if self.global_rank == 0 else {}
+        shard(units(model.backbone, model.prompt_encoder), self.mesh, COMPUTE.get(trainer.precision, torch.float32))
+        spread(model, whole, self.root_device)
+        super().setup(trainer)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Accumulate gradients without communication; Lightning does this for DDP alone."""
+        block_gradient_sync(self.model, True)
+        try:
+            yield
+        finally:
+            block_gradient_sync(self.model, False)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a folder to which each rank gives its shares.
+
+        Args:
+            checkpoint: as Lightning makes it; tensors that are sharded are taken out of it.
+            filepath: of the folder.
+            storage_options: none are supported.
+        """
+        path = Path(self.broadcast(filepath))
+        path.mkdir(parents=True, exist_ok=True)
+        optimizers = checkpoint.pop("optimizer_states", [])
+        tensors = {"state_dict": checkpoint.pop("state_dict"), "callbacks": shares(checkpoint.get("callbacks", {}))}
+        tensors |= {f"optimizer_{i}": state for i, state in enumerate(optimizers)}
+        dcp.save(tensors, checkpoint_id=path)  # where one rank fails, all do
+        if self.is_global_zero:
+            torch.save(without_shares(checkpoint), path / RECORD)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read any checkpoint, of any number of ranks: each rank its shares.
+
+        Raises:
+            ValueError: it is torn, or of another architecture.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        self.lightning_module.check_checkpoint(path)
+        checkpoint = super().load_checkpoint(path, weights_only)
+        if path.is_file():
+            return checkpoint
+        saved = checkpoint.get("callbacks", {})
+        present = {c.state_key: c for c in self.lightning_module.trainer.callbacks if c.state_key in saved}
+        if callbacks := shares({key: callback.state_dict() for key, callback in present.items()}):
+            dcp.load({"callbacks": callbacks}, checkpoint_id=path)
+            for key, found in callbacks.items():
+                saved[key] |= found
+        return checkpoint
+
+
+def shares(callbacks: dict[str, dict]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """Of the callbacks' states, the dictionaries of sharded tensors."""
+    found = {
+        key: {name: value for name, value in state.items() if _is_sharded(value)} for key, state in callbacks.items()
+    }
+    return {key: state for key, state in found.items() if state}
+
+
+def without_shares(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint without the dictionaries of sharded tensors in its callbacks' states."""
+    callbacks = {
+        key: {name: value for name, value in state.items() if not _is_sharded(value)}
+        for key, state in checkpoint.get("callbacks", {}).items()
+    }
+    return checkpoint | {"callbacks": callbacks}
+
+
+def _is_sharded(value: object) -> bool:
+    return isinstance(value, dict) and any(isinstance(tensor, DTensor) for tensor in value.values())
+
+
+StrategyRegistry.register(NAME, Sharded, description=Sharded.__doc__.partition("\n")[0])
