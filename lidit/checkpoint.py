@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 RECORD = "meta.pt"  # in a folder: all but the sharded tensors; Lightning's name for it
 COMMITTED = ".metadata"  # in a folder: where each tensor is; written last, once every rank has written its part
 INDEX = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")  # its types' modules
-PLAIN = {"torch.Size", "torch.serialization._get_layout", "collections.OrderedDict"}  # what else it may name
+PATHS = {"pathlib.PosixPath", "pathlib._local.PosixPath"}
+PLAIN = {"torch.Size", "torch.serialization._get_layout", "collections.OrderedDict"} | PATHS  # what else it may name
 WEIGHTS, AVERAGE = "state_dict.", "callbacks.EMA.average."  # names of tensors in a folder
 
 
@@ -36,19 +37,22 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
-def newest(folder: Path, expected: dict[str, tuple[int, ...]]) -> Path | None:
+def newest(
+    folder: Path, expected: dict[str, tuple[int, ...]], tell: Callable[[str], None] = log.warning
+) -> Path | None:
     """The newest checkpoint that can be resumed; those passed over are named with the reason.
 
     Args:
         folder: of a run's checkpoints; need not exist.
         expected: shape of each weight and buffer of the model that is to go on.
+        tell: is told of each that is passed over.
     """
     for path in all_in(folder):
         try:
             check_whole(path)
             check_shapes(shapes(path), expected, str(path))
         except ValueError as error:
-            log.warning("passed over: %s", error)
+            tell(f"passed over: {error}")
         else:
             return path
     return None

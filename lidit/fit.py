@@ -148,7 +148,7 @@ def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: 
         raise ValueError("--resume auto goes on with a run: name its folder, such as --run runs/first")
     folder = Path(run) / CHECKPOINTS
     if resume:
-        found = newest(folder, model.shapes())
+        found = newest(folder, model.shapes(), rank_zero_info)
         rank_zero_info(f"{run}: going on from {found}" if found else f"{run}: nothing to resume; the run begins")
         return str(found) if found else None
     if not ckpt_path and (there := all_in(folder)):

@@ -19,10 +19,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from lidit.checkpoint import RECORD
+from lidit.checkpoint import RECORD, record
 from lidit.parallel import block_gradient_sync, shard, spread, units
 
 NAME = "sharded"
@@ -105,15 +106,29 @@ class Sharded(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         self.lightning_module.check_checkpoint(path)
-        checkpoint = super().load_checkpoint(path, weights_only)
         if path.is_file():
-            return checkpoint
+            return self._load_file(record(path))
+        checkpoint = super().load_checkpoint(path, weights_only)
         saved = checkpoint.get("callbacks", {})
         present = {c.state_key: c for c in self.lightning_module.trainer.callbacks if c.state_key in saved}
         if callbacks := shares({key: callback.state_dict() for key, callback in present.items()}):
             dcp.load({"callbacks": callbacks}, checkpoint_id=path)
             for key, found in callbacks.items():
                 saved[key] |= found
+        return checkpoint
+
+    def _load_file(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Spread a checkpoint of one process or DDP; Lightning would give moments to the parameters of another order."""
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            now = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+            named = {
+                "state": {now[i]: moments for i, moments in state["state"].items()},
+                "param_groups": [g | {"params": [now[i] for i in g["params"]]} for g in state["param_groups"]],
+            }
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
 
 

@@ -87,7 +87,7 @@ class Checkpoints(Checkpoint):
     @staticmethod
     def _write(trainer: Trainer, path: Path) -> str:
         """Write, and return what went wrong, since the other ranks must hear of it."""
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):

@@ -190,14 +190,15 @@ class FrozenLLM:
                 input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
             ).last_hidden_state
         first = model(input_ids=ids[:1, :shared], use_cache=True)
-        cache = first.past_key_values
+        word = "cache" if "cache" in first else "past_key_values"  # transformers before 5.24
+        cache = first[word]
         cache.batch_repeat_interleave(len(ids))
         rest = model(
             input_ids=ids[:, shared:],
             attention_mask=mask.long(),
             position_ids=positions[:, shared:],
-            past_key_values=cache,
             use_cache=True,
+            **{word: cache},
         )
         return torch.cat([first.last_hidden_state.expand(len(ids), -1, -1), rest.last_hidden_state], 1)
 

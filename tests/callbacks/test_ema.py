@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from lidit.callbacks.ema import EMA
@@ -157,17 +154,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ema.load_state_dict({"decay": 0.9, "steps": 3, "average": {"other": torch.zeros(1)}})
     with pytest.raises(ValueError, match="EMA is of another model"):
         fit(ema, 1, tmp_path)
-
-
-def test_sharded_weights_are_refused() -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = Walk()
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match="EMA cannot save the average of sharded weights"):
-            EMA(0.9).on_fit_start(Trainer(**QUIET), model)
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

@@ -83,7 +83,13 @@ def recipe(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def rank_process(rank: int, ranks: int, port: int, argv: list[str]) -> None:
-    settings = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    settings = {
+        "LOCAL_RANK": rank,
+        "NODE_RANK": 0,
+        "WORLD_SIZE": ranks,
+        "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, str(value))

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lidit.parallel import choose
-
 pytestmark = pytest.mark.slow
 
 SHARDED = [
@@ -31,7 +29,9 @@ ROUNDING = 1e-5  # between DDP and FSDP2
 def largest(a: dict, b: dict) -> float:
     """Difference of anything in two dictionaries."""
     assert a.keys() == b.keys()
-    return max((torch.as_tensor(a[k]) - torch.as_tensor(b[k])).abs().max().item() for k in a if k not in WITHOUT_GRADIENT)
+    return max(
+        (torch.as_tensor(a[k]) - torch.as_tensor(b[k])).abs().max().item() for k in a if k not in WITHOUT_GRADIENT
+    )
 
 
 def test_two_processes_train_as_one_does(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:
