@@ -20,7 +20,7 @@ from lidit.models.prompt_encoder import Features, PromptEncoder
 from lidit.models.vae import FrozenVAE
 from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
 from lidit.optimizers import adamw, muon
-from lidit.parallel import Parallel, agree_on_statistics, load_in_turn
+from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
 
 
 class TextToImage(LightningModule):
@@ -85,6 +85,7 @@ class TextToImage(LightningModule):
 
     def on_fit_start(self) -> None:
         agree_on_statistics(self.prompt_encoder)
+        share_llms(self.llms)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["llms"] = [llm.identity for llm in self.llms]

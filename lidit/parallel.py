@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
@@ -91,6 +91,10 @@ def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) ->
     else:
         module.to(device)
     set_model_state_dict(module, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    saved = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name not in saved:  # computed when a model is built
+            torch.distributed.broadcast(buffer, 0)
 
 
 def block_gradient_sync(module: nn.Module, blocked: bool) -> None:
@@ -127,11 +131,30 @@ def load_in_turn(models: Sequence[FrozenLLM], device: torch.device, local_rank: 
         ranks: processes on a node.
     """
     for turn in range(ranks):
-        if turn == local_rank:
-            for model in models:
+        for model in models:
+            if turn == local_rank or model.distribute:  # what is shared is read by rank 0, with all ranks
                 model.load(device)
         if _several_ranks():
             torch.distributed.barrier()
+
+
+def share_llms(llms: Sequence[FrozenLLM]) -> None:
+    """Let those that are to be sharded be spread over the ranks when they are loaded, if there are several."""
+    for llm in llms:
+        if llm.sharded and _several_ranks():
+            llm.distribute = read_share
+
+
+def read_share(llm: FrozenLLM, device: torch.device) -> nn.Module:
+    """Read a frozen LLM on rank 0 and give every rank its share; all ranks call this."""
+    first = torch.distributed.get_rank() == 0
+    model = llm.read() if first else llm.skeleton()
+    whole = model.state_dict() if first else {}
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == llm.depth)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("shard",))
+    shard([*blocks, model], mesh, next(model.parameters()).dtype)
+    spread(model, whole, device)
+    return model
 
 
 def choose(parameters: int, ema: bool, memory: int, others: int = 0) -> tuple[str, str]:

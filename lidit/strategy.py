@@ -118,7 +118,7 @@ class Sharded(ModelParallelStrategy):
         return checkpoint
 
     def _load_file(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Spread a checkpoint of one process or DDP; Lightning would give moments to the parameters of another order."""
+        """Spread a checkpoint of one process or DDP; Lightning would give moments to parameters in another order."""
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}

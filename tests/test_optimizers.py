@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lidit.optimizers import adamw, muon
+from lidit.optimizers import WideMuon, adamw, muon, orthogonal
 
 
 def model() -> nn.ModuleDict:
@@ -73,3 +73,16 @@ def test_the_size_of_a_muon_update_is_that_of_adamw() -> None:
         train(made, make(made, 1e-2, (0.9, 0.99), 0.0), 1)
         moved[make] = (made["hidden"].weight - before).pow(2).mean().sqrt()
     assert 0.1 < moved[muon] / moved[adamw] < 1
+
+
+def test_muon_on_the_cpu_steps_as_pytorchs_does() -> None:
+    ours, theirs = ([torch.nn.Parameter(torch.linspace(-1, 1, 12).sin().view(shape))] for shape in ((3, 4), (3, 4)))
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [WideMuon(ours, **settings), torch.optim.Muon(theirs, **settings)]
+    for step in range(4):
+        for (parameter,), optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = torch.linspace(step, step + 2, 12).cos().view(3, 4)
+            optimizer.step()
+    torch.testing.assert_close(ours[0], theirs[0], atol=5e-3, rtol=0)  # theirs orthogonalises in bfloat16
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(8, 5, generator=torch.Generator().manual_seed(0))))
+    assert ((singular > 0.6) & (singular < 1.3)).all()

@@ -15,8 +15,8 @@ class EMA(Callback):
     """Keep `ema = d ema + (1 - d) weights`, updated once per optimizer step before any checkpoint is written.
 
     The decay warms up as d = min(decay, (1 + n) / (10 + n)) in the n-th step, so that the first weights are forgotten
-    soon. A step that left no gradient (`Guard` skipped it) is not followed and not counted. Of sharded weights each rank
-    averages its share, without communication.
+    soon. A step that left no gradient (`Guard` skipped it) is not followed and not counted. Where weights are sharded,
+    each rank averages its share, without communication.
 
     Args:
         decay: the limit of d, in [0, 1).

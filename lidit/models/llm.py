@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from lidit.models.chat import Prompts, Split
@@ -47,7 +48,10 @@ class FrozenLLM:
         system: system prompt; none: what the template puts by itself.
         max_tokens: tokens of the caption that are kept at most.
         padding_side: where shorter prompts of a batch are padded; the features do not depend on it.
-        dtype: what the weights are held and run in, and the features come in.
+        dtype: what the weights are held and run in, and the features come in; int8 holds the weights of linear layers in
+            8 bits (LLM.int8, Dettmers et al. 2022; extra `llm8bit`) and gives features in bfloat16.
+        sharded: where there are several ranks, each holds a share of the weights, and a block's are gathered to run it;
+            then every rank must encode as often as the others.
         revision: branch, tag or commit on the hub.
         template: chat: the tokenizer's chat template; plain: instruction and caption as text, closed by the end-of-text
             token, for base models that have no template.
@@ -61,15 +65,19 @@ class FrozenLLM:
         system: str | None = None,
         max_tokens: int = 256,
         padding_side: Literal["right", "left"] = "right",
-        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16",
         revision: str | None = None,
         template: Literal["chat", "plain"] = "chat",
+        sharded: bool = False,
     ) -> None:
+        if sharded and dtype == "int8":
+            raise ValueError(f"{name}: weights in int8 are not sharded; choose sharded: false or dtype: bfloat16")
         self.name, self.layer, self.padding_side = name, layer, padding_side
-        self.dtype, self.revision = dtype, revision
+        self.dtype, self.revision, self.sharded = dtype, revision, sharded
         self.prompts = Prompts(name, instruction, system, max_tokens, revision, template)
         self.cut = 0
-        self._model: PreTrainedModel | None = None
+        self.distribute: Callable[[FrozenLLM, torch.device], Any] | None = None  # set from outside; see `parallel.py`
+        self._model: Any = None  # a PreTrainedModel; type checkers misread its decorated methods
 
     @cached_property
     def _config_file(self) -> Path:
@@ -117,7 +125,11 @@ class FrozenLLM:
 
     def load(self, device: str | torch.device = "cpu") -> FrozenLLM:
         """Read the needed weights once and put them on a device; again: only move them."""
-        self._ready().to(device)
+        if self._model is None:
+            device = torch.device(device)
+            self._model = self.distribute(self, device) if self.distribute else self.read(device)
+        elif not self.distribute and self._model.device != device:
+            self._model.to(device)
         return self
 
     @property
@@ -125,25 +137,20 @@ class FrozenLLM:
         """Whether its weights have been read."""
         return self._model is not None
 
-    def _ready(self) -> Any:  # the PreTrainedModel; type checkers misread its decorated methods
-        if self._model is None:
-            self._model = self._read().eval().requires_grad_(False)
-        return self._model
-
-    def _read(self) -> PreTrainedModel:
+    def read(self, device: str | torch.device = "cpu") -> PreTrainedModel:
         """Embeddings and the blocks up to the tapped one: no later block, no head, no vision tower is built or read."""
-        whole = self._config
-        config = truncate(whole.get_text_config(), self.depth)
+        text = self._config.get_text_config()
+        held = quantized(device) if self.dtype == "int8" else {"dtype": getattr(torch, self.dtype)}
         try:
             with quiet():
                 model, report = AutoModel.from_pretrained(
                     load_name(self.name),
                     revision=self.revision,
-                    config=config,
-                    dtype=getattr(torch, self.dtype),
+                    config=truncate(text, self.depth),
                     attn_implementation="sdpa",
-                    key_mapping=None if whole.get_text_config() is whole else TOWER,
+                    key_mapping=None if text is self._config else TOWER,
                     output_loading_info=True,
+                    **held,
                 )
         except OSError as error:
             reason = str(error).partition("\n")[0]
@@ -152,9 +159,19 @@ class FrozenLLM:
             ) from None
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
             raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
-        if self.depth < whole.get_text_config().num_hidden_layers:
+        return self._frozen(model if self.dtype == "int8" else model.to(device))
+
+    def skeleton(self) -> PreTrainedModel:
+        """What `read` gives, on the meta device: shapes without memory."""
+        config = truncate(self._config.get_text_config(), self.depth)
+        with torch.device("meta"):
+            dtype = torch.bfloat16 if self.dtype == "int8" else getattr(torch, self.dtype)
+            return self._frozen(AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa"))
+
+    def _frozen(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.depth < self._config.get_text_config().num_hidden_layers:
             drop_final_norm(model, self.name)
-        return model
+        return model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"], Int[Tensor, " b"]]:
@@ -165,7 +182,7 @@ class FrozenLLM:
         """
         if not prompts or isinstance(prompts, str):  # a text is a list of letters to Python
             raise ValueError(f"{self.name} encodes a list of at least one prompt, got {prompts!r}")
-        model = self._ready()
+        model = self._model or self.load()._model
         splits = [self.prompts.split(prompt) for prompt in prompts]
         self._count(splits)
         ids, mask, start = self._pad(splits)
@@ -176,7 +193,7 @@ class FrozenLLM:
 
     def _shared(self, splits: list[Split]) -> int:
         """How many first tokens, the template and the instruction, all sequences of a batch have in common."""
-        if len(splits) == 1 or self.padding_side == "left":
+        if len(splits) == 1 or self.padding_side == "left" or self.distribute:  # ranks gather weights equally often
             return 0
         shortest = min(len(ids) for ids, _, _ in splits)
         return min(len(os.path.commonprefix([ids for ids, _, _ in splits])), shortest - 1)
@@ -224,6 +241,21 @@ class FrozenLLM:
             mask[row, shift : shift + len(ids)] = True
         start = torch.tensor([first + shift for (_, first, _), shift in zip(splits, shifts, strict=True)])
         return batch, mask, start
+
+
+def quantized(device: str | torch.device) -> dict[str, Any]:
+    """What transformers needs to know to hold linear layers in 8 bits.
+
+    Raises:
+        ValueError: the package that does it is not installed.
+    """
+    if not all(find_spec(package) for package in ("bitsandbytes", "accelerate")):
+        raise ValueError("dtype int8 of an LLM needs bitsandbytes; install it with `pip install 'lidit[llm8bit]'`")
+    return {
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+        "dtype": torch.bfloat16,
+        "device_map": {"": device},
+    }
 
 
 @contextmanager

@@ -97,16 +97,24 @@ def rank_process(rank: int, ranks: int, port: int, argv: list[str]) -> None:
         run("fit", argv)
 
 
+def start(recipe: Path, ranks: int, *argv: str) -> torch.multiprocessing.ProcessContext:
+    """Begins to train by a recipe, in processes of this machine; forked, since imports take longer than the training."""
+    arguments = (
+        ranks,
+        20_000 + time.monotonic_ns() % 10_000,
+        ["--config", str(recipe), "--trainer.devices", str(ranks)],
+    )
+    return torch.multiprocessing.start_processes(
+        rank_process, (*arguments[:2], [*arguments[2], *argv]), ranks, join=False, start_method="fork"
+    )
+
+
 @pytest.fixture
 def fit() -> Callable[..., dict]:
     """Trains by a recipe on some ranks, and gives what the witness wrote; raises what a rank raised."""
 
     def train(recipe: Path, ranks: int, *argv: str) -> dict:
-        arguments = (ranks, 20_000 + time.monotonic_ns() % 10_000)
-        command = ["--config", str(recipe), "--trainer.devices", str(ranks), *argv]
-        processes = torch.multiprocessing.start_processes(
-            rank_process, (*arguments, command), ranks, join=False, start_method="fork"
-        )
+        processes = start(recipe, ranks, *argv)
         deadline = time.monotonic() + PATIENCE
         while not processes.join(timeout=1):
             if time.monotonic() > deadline:
@@ -116,3 +124,9 @@ def fit() -> Callable[..., dict]:
         return torch.load(recipe.with_suffix(".pt"), weights_only=True)
 
     return train
+
+
+@pytest.fixture
+def begin() -> Callable[..., torch.multiprocessing.ProcessContext]:
+    """Begins to train by a recipe on some ranks, and does not wait."""
+    return start

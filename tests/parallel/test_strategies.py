@@ -19,7 +19,7 @@ SHARDED = [
     "prompt_encoder.refiners.1",
     "prompt_encoder.fusion",
 ]
-# Adam's steps are as large where the true gradient is zero, as that of a bias before a norm, and rounding decides there.
+# Adam's steps are no smaller where the true gradient is zero, as that of a bias before a norm: rounding decides there
 WITHOUT_GRADIENT = {"backbone.position.block.2.bias"}
 LOSS, WEIGHT = 2e-5, 2e-3  # the largest differences allowed between one process and two, after 20 steps of 1e-3
 
