@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lidit.checkpoint import check_shapes, shapes
 from lidit.data.datamodule import Batch
@@ -199,7 +200,13 @@ class TextToImage(LightningModule):
         self.log(name, loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> dict:
-        """The chosen optimizer, with warm-up."""
+        """The chosen optimizer, with warm-up.
+
+        Raises:
+            ValueError: it does not work with sharded weights.
+        """
+        if self.optimizer == "muon" and any(isinstance(p, DTensor) for p in self.parameters()):
+            raise ValueError("muon needs whole matrices; train sharded weights with model.optimizer adamw")
         make = {"adamw": adamw, "muon": muon}[self.optimizer]
         optimizer = make(self, self.learning_rate, self.betas, self.weight_decay)
         # a plain function: of a bound method LambdaLR would save the attributes, which are not its to save

@@ -37,7 +37,7 @@ class WideMuon(Muon):
 
 
 def orthogonal(x: Float[Tensor, "a b"], steps: int = 5) -> Float[Tensor, "a b"]:
-    """The matrix with all singular values near 1, by Newton and Schulz's iteration with Jordan et al.'s coefficients."""
+    """The matrix with all singular values near 1, by Newton-Schulz steps with the coefficients of Jordan et al."""
     wide = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(steps):

@@ -74,6 +74,7 @@ class FixedPrompts(Callback, ABC):
             ValueError: the size is not divisible by what the VAE and the patches need, or the sampler does not fit.
         """
         self._sharded = any(isinstance(p, DTensor) for p in pl_module.parameters())
+        self._sharded |= any(llm.distribute is not None for llm in pl_module.llms)
         training, objective = pl_module.training, pl_module.objective
         Pipeline(pl_module).noise(self.seeds[:1], *self.size)
         pl_module.train(training)

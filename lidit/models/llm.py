@@ -48,8 +48,8 @@ class FrozenLLM:
         system: system prompt; none: what the template puts by itself.
         max_tokens: tokens of the caption that are kept at most.
         padding_side: where shorter prompts of a batch are padded; the features do not depend on it.
-        dtype: what the weights are held and run in, and the features come in; int8 holds the weights of linear layers in
-            8 bits (LLM.int8, Dettmers et al. 2022; extra `llm8bit`) and gives features in bfloat16.
+        dtype: what the weights are held and run in, and the features come in; int8 holds linear layers in 8 bits
+            (LLM.int8, Dettmers et al. 2022; extra `llm8bit`) and gives features in bfloat16.
         sharded: where there are several ranks, each holds a share of the weights, and a block's are gathered to run it;
             then every rank must encode as often as the others.
         revision: branch, tag or commit on the hub.

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
@@ -26,10 +25,7 @@ CALLBACKS = [
 AVERAGE = {"class_path": "lidit.callbacks.ema.EMA", "init_args": {"decay": 0.9}}
 STRATEGIES = {
     "ddp": "ddp",
-    "sharded": {
-        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1},
-    },
+    "sharded": {"class_path": "lidit.strategy.Sharded"},
 }
 
 
@@ -48,36 +44,20 @@ def train_rank(rank: int, port: int, kind: str, folder: Path, built: Callable, l
         for name, value in (settings | {"MASTER_ADDR": "127.0.0.1"}).items():
             patch.setenv(name, str(value))
         torch.set_num_threads(1)
-        averages = [AVERAGE] if kind == "ddp" else []
         cli = built(
-            *averages, *CALLBACKS, strategy=STRATEGIES[kind], devices=2, max_steps=6, use_distributed_sampler=False
+            AVERAGE, *CALLBACKS, strategy=STRATEGIES[kind], devices=2, max_steps=6, use_distributed_sampler=False
         )
-        if kind == "sharded":
-            shard_when_built(cli.model)
         cli.trainer.callbacks.append(SpoilSecondRank())
         cli.trainer.fit(cli.model, loader(6, bad=(3,) if rank == 1 else ()))  # the exchange spoils both ranks
         save_what_remains(cli.trainer, cli.model, folder / f"{rank}.pt")
 
 
-def shard_when_built(model: LightningModule) -> None:
-    build = model.configure_model
-
-    def configure_model() -> None:
-        build()
-        for part in (model.backbone, model.prompt_encoder):
-            fully_shard(part, mesh=model.device_mesh["data_parallel"])
-
-    model.configure_model = configure_model
-
-
 def save_what_remains(trainer: Trainer, model: LightningModule, file: Path) -> None:
-    for part in (model.backbone, model.prompt_encoder):
-        if hasattr(part, "reshard"):
-            part.reshard()
-    weights = [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
     (guard,) = [c for c in trainer.callbacks if isinstance(c, Guard)]
     averages = [t for c in trainer.callbacks if isinstance(c, EMA) for t in c.average.values()]
-    torch.save({"weights": weights + averages, "skipped": guard.skipped}, file)
+    tensors = [p.detach() for p in (*model.parameters(), *averages)]
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in tensors]
+    torch.save({"weights": whole, "skipped": guard.skipped}, file)
 
 
 @pytest.mark.slow

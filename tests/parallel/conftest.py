@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from lidit.callbacks.ema import EMA
 from lidit.fit import run
 
-PATIENCE = 300  # seconds until processes are said to hang
+PATIENCE = 600  # seconds until processes are said to hang
 
 
 class Witness(Callback):
@@ -44,6 +44,7 @@ class Witness(Callback):
             "weights": {name: whole(p) for name, p in pl_module.state_dict().items()},
             "average": {name: whole(p) for name, p in ema.average.items()},
             "share": sum(share(p).numel() for p in pl_module.parameters()),
+            "llms": [sum(share(p).numel() for p in llm._model.parameters()) for llm in pl_module.llms],
             "sharded": [name for name, part in pl_module.named_modules() if isinstance(part, FSDPModule)],
         }
         if trainer.is_global_zero:
@@ -98,14 +99,11 @@ def rank_process(rank: int, ranks: int, port: int, argv: list[str]) -> None:
 
 
 def start(recipe: Path, ranks: int, *argv: str) -> torch.multiprocessing.ProcessContext:
-    """Begins to train by a recipe, in processes of this machine; forked, since imports take longer than the training."""
-    arguments = (
-        ranks,
-        20_000 + time.monotonic_ns() % 10_000,
-        ["--config", str(recipe), "--trainer.devices", str(ranks)],
-    )
+    """Begins to train by a recipe, in processes of this machine; forked, since imports take longer than training."""
+    port = 20_000 + time.monotonic_ns() % 10_000
+    command = ["--config", str(recipe), "--trainer.devices", str(ranks), *argv]
     return torch.multiprocessing.start_processes(
-        rank_process, (*arguments[:2], [*arguments[2], *argv]), ranks, join=False, start_method="fork"
+        rank_process, (ranks, port, command), ranks, join=False, start_method="fork"
     )
 
 

@@ -16,7 +16,7 @@ from lidit.data.datamodule import Batch
 pytestmark = pytest.mark.slow
 
 KILLS, STEPS, RANKS = 20, 90, 2
-PATIENCE = 60  # seconds for a step of a life
+PATIENCE = 120  # seconds for a step of a life
 
 
 class Diary(Callback):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from torch.multiprocessing import ProcessRaisedException
 
 pytestmark = pytest.mark.slow
 
@@ -49,3 +51,53 @@ def test_two_processes_train_as_one_does(recipe: Callable[..., Path], fit: Calla
         assert largest(alone["average"], both["average"]) < WEIGHT
     for kind in ("losses", "validated", "weights", "average"):
         assert largest(ddp[kind], fsdp[kind]) < ROUNDING
+
+
+def test_copies_of_a_sharded_model_train_as_one_does(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:
+    hybrid = {"class_path": "lidit.strategy.Sharded", "init_args": {"replicate": 2}}
+    copies = fit(recipe("copies", trainer__max_steps=4, trainer__strategy=hybrid), 2)
+    alone = fit(recipe("alone", trainer__max_steps=4), 1)
+    assert copies["share"] == alone["share"]
+    assert largest(alone["losses"], copies["losses"]) < LOSS
+
+
+def test_frozen_llms_spread_over_the_ranks_read_prompts_as_whole_ones_do(
+    recipe: Callable[..., Path], fit: Callable[..., dict]
+) -> None:
+    whole = recipe("whole", trainer__max_steps=4, trainer__strategy="sharded")
+    llms = [llm | {"sharded": True} for llm in yaml.safe_load(whole.read_text())["model"]["llms"]]
+    spread = recipe("spread", trainer__max_steps=4, trainer__strategy="sharded", model__llms=llms)
+    a, b = fit(whole, 2), fit(spread, 2)
+    assert largest(a["losses"], b["losses"]) < ROUNDING
+    assert all(half < 0.6 * full for half, full in zip(b["llms"], a["llms"], strict=True))
+
+
+def test_what_is_gathered_in_bfloat16_trains_and_keeps_float32_masters(
+    recipe: Callable[..., Path], fit: Callable[..., dict]
+) -> None:
+    half = fit(recipe("half", trainer__max_steps=4, trainer__strategy="sharded", trainer__precision="bf16-mixed"), 2)
+    wide = fit(recipe("wide", trainer__max_steps=4, trainer__strategy="sharded"), 2)
+    assert 0 < largest(wide["losses"], half["losses"]) < 0.02
+    assert all(p.dtype == torch.float32 for n, p in half["weights"].items() if not n.endswith("batches"))
+
+
+def test_checkpointed_and_compiled_blocks_compute_the_same(
+    recipe: Callable[..., Path], fit: Callable[..., dict]
+) -> None:
+    plain = fit(recipe("plain", trainer__max_steps=3), 1)
+    compiled = recipe("compiled", trainer__max_steps=3, parallel__compile=True, parallel__compile_backend="aot_eager")
+    every_second = recipe("recomputed", trainer__max_steps=3, parallel__checkpoint_every=2)
+    for other in (fit(compiled, 1), fit(every_second, 1)):
+        assert largest(plain["losses"], other["losses"]) < ROUNDING
+        assert other["weights"].keys() == plain["weights"].keys()
+
+
+def test_muon_is_refused_where_weights_are_sharded(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:
+    with pytest.raises(ProcessRaisedException, match="muon needs whole matrices"):
+        fit(recipe("muon", trainer__strategy="sharded", model__optimizer="muon"), 2)
+
+
+def test_copies_that_do_not_divide_the_ranks_are_refused(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:
+    three = {"class_path": "lidit.strategy.Sharded", "init_args": {"replicate": 3}}
+    with pytest.raises(ProcessRaisedException, match="replicate is 3, which does not divide the 2 ranks"):
+        fit(recipe("three", trainer__strategy=three), 2)
