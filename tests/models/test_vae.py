@@ -49,7 +49,7 @@ def test_decoding_undoes_scale_and_shift(tiny_vae: Path, image: Tensor) -> None:
     mode = reference.encode(image).latent_dist.mode()
     decoded = vae.decode(vae.encode(image))
     assert decoded.shape == image.shape
-    torch.testing.assert_close(decoded, reference.decode(mode).sample.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoded, reference.decode(mode).sample.clamp(-1, 1), atol=1e-4, rtol=1e-5)
 
 
 def test_a_config_without_a_shift_shifts_by_nothing(tmp_path: Path, tiny_vae: Path, image: Tensor) -> None:

@@ -68,6 +68,7 @@ def recipe(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Path]:
         witness = {"class_path": f"{__name__}.Witness", "init_args": {"file": str(tmp_path / f"{name}.pt")}}
         content["trainer"]["callbacks"] = [content["trainer"]["callbacks"][0], witness]
         content["trainer"] |= {"max_steps": 20, "val_check_interval": 10}
+        content["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "logs")  # not among the other tests'
         content["model"]["learning_rate"] = 1e-3
         content["data"]["batch_size"] = 8
         for place, value in changes.items():
