@@ -1,7 +1,7 @@
 """Bundle the trained miniature LI-DiT, and score it, or any other model, on the benchmark twins.
 
-lidit fit --config experiments/configs/mini.yaml
-python -m experiments.mini_lidit bundle --checkpoint runs/fit/version_0/checkpoints/last.ckpt
+lidit fit --config experiments/configs/mini.yaml --run runs/mini --resume auto
+python -m experiments.mini_lidit bundle --checkpoint runs/mini/checkpoints/latest
 python -m experiments.mini_lidit score --checkpoint bundled:lidit --benchmark geneval --count 100
 """
 
@@ -14,9 +14,9 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from experiments.cards import versions, write_card
+from lidit.checkpoint import record
 from lidit.demo import as_png
 from lidit.pipeline import BUNDLED, Pipeline, export
 from lidit.scenes import benchmarks
@@ -74,14 +74,13 @@ def bundle(
     measured = {name: score(str(fresh), name, count if name == HEADLINE else others) for name in benchmarks.TASKS}
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     write_card(
         Path(out),
         made_by=training,
         seed=0,
         data=f"drawn 64x64 scenes; measured on {count} prompts per held-out task and {others} per other task, 25 Euler "
         "steps, guidance 3, seed 0",
-        optimizer_steps=state["global_step"],
+        optimizer_steps=record(Path(checkpoint))["global_step"],
         measured=measured,
         versions=versions("torch", "lightning", "transformers", "diffusers"),
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cards import versions
+from lidit import checkpoint
 
 EVERY = 10  # steps between checkpoints, validations and rows of the table
 RANKS_AND_WORKERS = ((1, 2), (2, 0), (2, 1))
@@ -46,10 +47,10 @@ class Recipe:
     steps: int
     batch_size: int
 
-    def command(self, folder: Path, checkpoint: Path | None, ranks: int = 1, workers: int = 0) -> list[str]:
+    def command(self, folder: Path, start: Path | None, ranks: int = 1, workers: int = 0) -> list[str]:
         """The command line that trains into a folder, from its beginning or from a checkpoint."""
         recipe = files("experiments") / "configs" / "demo.yaml"
-        saving = {"dirpath": str(folder), "filename": "{step}", "every_n_train_steps": EVERY, "save_top_k": -1}
+        saving = {"folder": str(folder), "every_n_steps": EVERY, "keep": self.steps}
         trainer = {
             "accelerator": "cpu",
             "devices": ranks,
@@ -66,14 +67,14 @@ class Recipe:
             },
             "callbacks": [
                 {"class_path": "lidit.callbacks.ema.EMA", "init_args": {"decay": 0.99}},
-                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saving},
+                {"class_path": "lidit.callbacks.checkpoints.Checkpoints", "init_args": saving},
             ],
         }
         data = {"train": self.shards, "val": self.val, "cache": None, "batch_size": self.batch_size}
         settings = {f"trainer.{k}": v for k, v in trainer.items()} | {f"data.{k}": v for k, v in data.items()}
         settings |= {"data.num_workers": workers}
         given = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-        resumed = [f"--ckpt_path={checkpoint}"] if checkpoint else []
+        resumed = [f"--ckpt_path={start}"] if start else []
         return [sys.executable, "-m", "lidit", "fit", "--config", str(recipe), *given, *resumed]
 
 
@@ -98,7 +99,7 @@ def measure(
         runs = {"uninterrupted": history(folder / "whole")}
         killed_at = kill_and_resume(recipe, folder / "killed", kills, seed)
         runs[f"killed at {', '.join(map(str, killed_at))}"] = history(folder / "killed")
-        half = folder / "whole" / f"step={steps // 2}.ckpt"
+        half = folder / "whole" / checkpoint.name(steps // 2)
         for ranks, workers in RANKS_AND_WORKERS:
             place = folder / f"{ranks}-{workers}"
             train(recipe, place, half, ranks, workers)
@@ -110,14 +111,14 @@ def measure(
     print(table(runs))
 
 
-def train(recipe: Recipe, folder: Path, checkpoint: Path | None = None, ranks: int = 1, workers: int = 0) -> None:
+def train(recipe: Recipe, folder: Path, start: Path | None = None, ranks: int = 1, workers: int = 0) -> None:
     """Train to the end.
 
     Raises:
         CalledProcessError: it did not get there.
     """
     folder.mkdir(parents=True)
-    subprocess.run(recipe.command(folder, checkpoint, ranks, workers), check=True)
+    subprocess.run(recipe.command(folder, start, ranks, workers), check=True)
 
 
 def kill_and_resume(recipe: Recipe, folder: Path, kills: int, seed: int) -> list[int]:
@@ -139,7 +140,7 @@ def kill_and_resume(recipe: Recipe, folder: Path, kills: int, seed: int) -> list
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest step."""
-    return max(folder.glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]), default=None)
+    return next(iter(checkpoint.all_in(folder)), None)
 
 
 def last_step(folder: Path) -> int:

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.resume import history, last_step, newest, table
+from lidit.checkpoint import name
 
 
-def log(folder: Path, name: str, text: str) -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "metrics.csv").write_text(f"epoch,step,train/loss,val/loss\n{text}")
+def log(folder: Path, start: str, text: str) -> None:
+    (folder / start).mkdir(parents=True)
+    (folder / start / "metrics.csv").write_text(f"epoch,step,train/loss,val/loss\n{text}")
 
 
 def test_of_a_step_that_was_trained_twice_the_last_counts(tmp_path: Path) -> None:
@@ -26,8 +27,8 @@ def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
 def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     for step in (10, 100, 20):
-        (tmp_path / f"step={step}.ckpt").touch()
-    assert newest(tmp_path) == tmp_path / "step=100.ckpt"
+        (tmp_path / name(step)).touch()
+    assert newest(tmp_path) == tmp_path / name(100)
 
 
 def test_the_table_says_how_far_runs_are_apart() -> None:
