@@ -1,0 +1,93 @@
+"""The paper's sizes on a cluster that is not there: overlays, and what each rank of the sharding plan holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from experiments.memory import GB, build, memory, recipe
+from lidit.fit import run
+from lidit.parallel import BYTES_PER_PARAMETER, choose, shard, units
+
+CONFIGS = Path(__file__).parents[2] / "experiments/configs"
+STAGES = {  # recipes that are laid over one another, and the paper's batch (Table 7; section 4 for the ablations)
+    ("lidit_1b",): 2048,
+    ("ablation",): 256,
+    ("lidit_10b",): 4096,
+    ("lidit_10b", "lidit_10b_1024"): 4096,
+}
+BUDGET = 3.5e9  # bytes of weights, gradients, optimizer and average on each of 64 ranks of the 10B
+GPU = 80e9
+
+
+def overlay(names: tuple[str, ...]) -> Path:
+    return CONFIGS / "cluster" / f"{names[-1]}.yaml"
+
+
+def test_every_overlay_is_of_a_stage() -> None:
+    assert {path.stem for path in (CONFIGS / "cluster").glob("*.yaml")} == {names[-1] for names in STAGES}
+
+
+@pytest.mark.parametrize("names", STAGES, ids="+".join)
+def test_an_overlay_lies_over_its_recipe(names: tuple[str, ...]) -> None:
+    files = [*(CONFIGS / f"{name}.yaml" for name in names), overlay(names)]
+    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--print_config"]
+    with pytest.raises(SystemExit) as stop:
+        run("fit", [word for file in files for word in ("--config", str(file))] + here)
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize(("names", "batch"), STAGES.items(), ids=["+".join(names) for names in STAGES])
+def test_a_step_is_of_the_papers_batch_and_divides_over_the_ranks(names: tuple[str, ...], batch: int) -> None:
+    given = recipe(*names)
+    trainer, size = given["trainer"], given["data"]["batch_size"]
+    assert size * trainer.get("accumulate_grad_batches", 1) == batch
+    ranks = trainer["devices"] * trainer["num_nodes"]
+    assert size % ranks == 0
+    if isinstance(trainer["strategy"], dict):
+        assert ranks % trainer["strategy"]["init_args"]["replicate"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", STAGES, ids="+".join)
+def test_the_expected_memory_is_the_one_that_is_counted_and_fits(names: tuple[str, ...]) -> None:
+    counted = memory(*names)
+    stated = re.search(r"Expected per GPU: (\d+) GB", overlay(names).read_text())
+    total = counted.states + counted.llms + counted.activations
+    assert int(stated[1]) == pytest.approx(total / GB, abs=1)
+    assert total < 0.7 * GPU
+
+
+@pytest.fixture
+def pretended_ranks() -> Iterator[int]:
+    """A process group of 64 of which this process is the first, without the others."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=64)
+    yield 64
+    torch.distributed.destroy_process_group()
+
+
+def test_no_rank_of_64_holds_more_of_the_10b_than_its_budget(pretended_ranks: int) -> None:
+    mesh = init_device_mesh("cpu", (pretended_ranks,), mesh_dim_names=("shard",))
+    with torch.device("meta"):
+        backbone, encoder = build(recipe("lidit_10b")["model"], [4096, 4096])
+    whole = sum(p.numel() for part in (backbone, encoder) for p in part.parameters())
+    assert whole > 10e9
+    shard(units(backbone, encoder), mesh, torch.bfloat16)
+    # no rank's share of a weight is larger than that of the first, to which the rows that remain are given
+    first = sum(p.to_local().numel() for part in (backbone, encoder) for p in part.parameters())
+    assert whole / pretended_ranks <= first
+    assert first * sum(BYTES_PER_PARAMETER.values()) <= BUDGET
+
+
+def test_a_model_that_fits_on_each_rank_is_not_sharded() -> None:
+    name, why = choose(parameters=1_100_000_000, ema=True, memory=int(GPU))
+    assert name == "ddp"
+    assert "22.0 GB, within 60% of a device's 80.0 GB" in why
+    assert choose(1_100_000_000, True, int(GPU), others=int(27.5e9))[0] == "sharded"  # beside two frozen LLMs
+    assert choose(10_500_000_000, False, int(GPU))[0] == "sharded"
