@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lidit.arguments import parse
 from lidit.callbacks.checkpoints import Checkpoints
 from lidit.checkpoint import all_in, check_whole, newest
+from lidit.data.cache import has_features
 from lidit.data.datamodule import ShardData
 from lidit.module import TextToImage
 from lidit.parallel import Parallel, choose
@@ -103,7 +104,7 @@ class RecipeCLI(LightningCLI):
         given, model = self.given, self.model
         model.parallel = self.config_init[self.config.subcommand].parallel
         if given.trainer.strategy == "auto":
-            kwargs |= chosen_strategy(model, given.trainer)
+            kwargs |= chosen_strategy(model, given.trainer, has_features(given.data.cache))
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -156,8 +157,14 @@ def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: 
     return ckpt_path
 
 
-def chosen_strategy(model: TextToImage, trainer: Namespace) -> dict[str, str | Sharded]:
-    """The strategy for more than one rank, with the reason said; nothing for one rank."""
+def chosen_strategy(model: TextToImage, trainer: Namespace, cached: bool) -> dict[str, str | Sharded]:
+    """The strategy for more than one rank, with the reason said; nothing for one rank.
+
+    Args:
+        model: not built yet.
+        trainer: its section of the recipe.
+        cached: features come from a cache, so that no LLM is loaded.
+    """
     ranks = Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
@@ -170,7 +177,8 @@ def chosen_strategy(model: TextToImage, trainer: Namespace) -> dict[str, str | S
         return {}
     parameters = sum(p.numel() for p in model.skeleton().parameters())
     ema = any(callback.class_path.endswith("EMA") for callback in trainer.callbacks or [])
-    name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices))
+    frozen = 0 if cached else sum(llm.nbytes for llm in model.llms if not llm.sharded)
+    name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices), frozen)
     rank_zero_info(f"Strategy {name}: {why}. Say --trainer.strategy to choose yourself.")
     return {"strategy": Sharded() if name == "sharded" else name}
 

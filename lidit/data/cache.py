@@ -33,6 +33,12 @@ KINDS = ("caption", "dense")
 Features = tuple[Tensor, Tensor, Tensor]  # tokens (b l e), mask (b l), prompt_start (b)
 
 
+def has_features(folder: str | None) -> bool:
+    """Whether a folder is a cache of LLM features; what else is wrong with it is said when it is opened."""
+    identity = Path(folder or "") / IDENTITY
+    return folder is not None and identity.is_file() and bool(json.loads(identity.read_text())["llms"])
+
+
 class Cache:
     """What was computed once for the samples of an index.
 

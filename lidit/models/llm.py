@@ -161,6 +161,12 @@ class FrozenLLM:
             raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
         return self._frozen(model if self.dtype == "int8" else model.to(device))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that are run, from the config alone; of int8, about."""
+        weights = self.skeleton().parameters()
+        return sum(p.numel() * (1 if self.dtype == "int8" else p.itemsize) for p in weights)
+
     def skeleton(self) -> PreTrainedModel:
         """What `read` gives, on the meta device: shapes without memory."""
         config = truncate(self._config.get_text_config(), self.depth)
