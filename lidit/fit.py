@@ -18,13 +18,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lidit.arguments import parse
 from lidit.callbacks.checkpoints import Checkpoints
+from lidit.callbacks.ema import EMA
 from lidit.checkpoint import all_in, check_whole, newest
 from lidit.data.cache import has_features
 from lidit.data.datamodule import ShardData
 from lidit.module import TextToImage
 from lidit.parallel import Parallel, choose
 from lidit.pipeline import adopt, read
-from lidit.strategy import Sharded
+from lidit.strategy import NAME, Sharded
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 PARSER = {"allow_abbrev": False, "exit_on_error": False}
@@ -100,22 +101,21 @@ class RecipeCLI(LightningCLI):
                 init.version = CSVLogger(init.save_dir, init.name).version
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """Choose the strategy where the recipe leaves it open and there are several ranks."""
-        given, model = self.given, self.model
-        model.parallel = self.config_init[self.config.subcommand].parallel
-        if given.trainer.strategy == "auto":
-            kwargs |= chosen_strategy(model, given.trainer, has_features(given.data.cache))
+        """Find the checkpoint to go on from, and choose the strategy where the recipe leaves it open."""
+        given, model = self.config_init[self.config.subcommand], self.model
+        model.parallel = given.parallel
+        if given.resume or given.run:
+            given.ckpt_path = resumed(model, given.run, given.resume, given.ckpt_path)
+        kwargs |= chosen_strategy(model, given)
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Find the checkpoint to go on from, or give the model the weights it starts from.
+        """Give the model the weights it starts from.
 
         Raises:
             ValueError: the weights are of another model, or what is asked for contradicts itself.
         """
         given = self.config_init[self.config.subcommand]
-        if given.resume or given.run:
-            given.ckpt_path = resumed(self.model, given.run, given.resume, given.ckpt_path)
         if given.start_from and given.ckpt_path and not given.resume:
             raise ValueError("--start_from begins anew and --ckpt_path goes on with a run; give one of them")
         if given.start_from and not given.ckpt_path:
@@ -157,14 +157,25 @@ def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: 
     return ckpt_path
 
 
-def chosen_strategy(model: TextToImage, trainer: Namespace, cached: bool) -> dict[str, str | Sharded]:
-    """The strategy for more than one rank, with the reason said; nothing for one rank.
+def chosen_strategy(model: TextToImage, given: Namespace) -> dict[str, str | Sharded]:
+    """The strategy for more than one rank or a sharded checkpoint, with the reason said, where none is given.
 
     Args:
         model: not built yet.
-        trainer: its section of the recipe.
-        cached: features come from a cache, so that no LLM is loaded.
+        given: the recipe, its classes instantiated but for the trainer's.
+
+    Raises:
+        ValueError: the strategy that is given cannot read the checkpoint.
     """
+    trainer, start = given.trainer, given.ckpt_path
+    if trainer.strategy != "auto":
+        sharded = trainer.strategy == NAME or isinstance(trainer.strategy, Sharded)
+        if start and Path(start).is_dir() and not sharded:
+            raise ValueError(f"{start} is of sharded weights; say --trainer.strategy {NAME}, on any number of ranks")
+        return {}
+    if start and Path(start).is_dir():
+        rank_zero_info(f"Strategy {NAME}: {start} is of sharded weights.")
+        return {"strategy": Sharded()}
     ranks = Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
@@ -176,11 +187,12 @@ def chosen_strategy(model: TextToImage, trainer: Namespace, cached: bool) -> dic
     if ranks.world_size == 1:
         return {}
     parameters = sum(p.numel() for p in model.skeleton().parameters())
-    ema = any(callback.class_path.endswith("EMA") for callback in trainer.callbacks or [])
-    frozen = 0 if cached else sum(llm.nbytes for llm in model.llms if not llm.sharded)
+    ema = any(isinstance(callback, EMA) for callback in trainer.callbacks or [])
+    loaded = [] if has_features(given.data.cache) else [llm for llm in model.llms if not llm.sharded]
+    frozen = sum(llm.nbytes for llm in loaded)
     name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices), frozen)
     rank_zero_info(f"Strategy {name}: {why}. Say --trainer.strategy to choose yourself.")
-    return {"strategy": Sharded() if name == "sharded" else name}
+    return {"strategy": Sharded() if name == NAME else name}
 
 
 def memory(device: torch.device, ranks: int) -> int:

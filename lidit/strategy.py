@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from lidit.callbacks.ema import EMA
 from lidit.checkpoint import RECORD, record
 from lidit.parallel import block_gradient_sync, shard, spread, units
 
@@ -106,6 +107,9 @@ class Sharded(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         self.lightning_module.check_checkpoint(path)
+        for callback in self.lightning_module.trainer.callbacks:
+            if isinstance(callback, EMA) and not callback.average:  # so that it has shares to read a checkpoint's into
+                callback.begin(self.lightning_module)
         if path.is_file():
             return self._load_file(record(path))
         checkpoint = super().load_checkpoint(path, weights_only)

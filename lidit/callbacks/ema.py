@@ -46,6 +46,11 @@ class EMA(Callback):
         if self.average and self.average.keys() != weights.keys():
             differ = sorted(self.average.keys() ^ weights.keys())[:3]
             raise ValueError(f"the checkpoint's EMA is of another model ({', '.join(differ)} ...); start a new run")
+        self.begin(pl_module)
+
+    def begin(self, pl_module: LightningModule) -> None:
+        """Own an average where the weights are, sharded as they are: a checkpoint's, or else the weights'."""
+        weights = dict(pl_module.named_parameters())
         source = self.average or weights
         self.average = {name: source[name].detach().to(p.device, copy=True) for name, p in weights.items()}
 
