@@ -83,8 +83,8 @@ def bundle(
         Path(out),
         made_by=training,
         seed=0,
-        data=f"drawn 64x64 scenes; measured on {count} prompts per held-out task and {others} per other task, 25 steps, "
-        "Euler's unless said otherwise, guidance 3, seed 0",
+        data=f"drawn 64x64 scenes; measured on {count} prompts per held-out task and {others} per other task, 25 "
+        "steps, Euler's unless said otherwise, guidance 3, seed 0",
         optimizer_steps=record(Path(checkpoint))["global_step"],
         measured=measured,
         versions=versions("torch", "lightning", "transformers", "diffusers"),
