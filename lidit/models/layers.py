@@ -54,10 +54,10 @@ class Mlp(nn.Sequential):
 
 def rotary(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b heads l d"]:
     """Queries or keys turned by their place in the sequence (RoFormer, Su et al. 2021, base 10,000)."""
-    half = x.shape[-1] // 2
-    frequencies = torch.exp(torch.arange(half, device=x.device) * (-math.log(10_000) / half))
+    half, wide = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
+    frequencies = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(10_000) / half))
     angles = torch.arange(x.shape[2], device=x.device)[:, None] * frequencies
-    a, b = x.float().chunk(2, -1)
+    a, b = x.to(wide).chunk(2, -1)
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1).to(x.dtype)
 
 

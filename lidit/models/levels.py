@@ -59,14 +59,14 @@ class LevelAttention(nn.Module):
         self.project = nn.Linear(features, width)
         self.place = nn.Parameter(torch.zeros(levels, width))  # which level it is
         self.blocks = LinguisticTokenRefiner(width, heads, depth, gating=False, mlp_ratio=mlp_ratio)
-        self.sum = nn.Linear(levels, 1, bias=False)
+        self.weights = nn.Parameter(torch.full((levels,), 1 / levels))
 
     def forward(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l d"]:
         tokens = self.project(x.unflatten(-1, (self.levels, -1))) + self.place
         each = tokens.flatten(0, 1)  # a sequence of levels per token
         visible: Bool[Tensor, "n k"] = torch.ones(each.shape[:2], dtype=torch.bool, device=x.device)
         read = self.blocks(each, visible, each[:, 0]).unflatten(0, x.shape[:2])  # ungated: no condition is read
-        return self.sum(read.transpose(-1, -2))[..., 0]
+        return torch.einsum("blkd,k->bld", read, self.weights)
 
 
 class PerBlock(nn.ModuleList):

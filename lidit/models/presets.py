@@ -1,6 +1,6 @@
 """How other systems feed an LLM to a diffusion transformer, as settings of our classes.
 
-docs/prompt_encoders.md explains each. What a preset does not name keeps its default: LI-DiT's. Facts are of the systems' public code and reports.
+What a preset does not name keeps its default: LI-DiT's. Facts are of the systems' public code and reports.
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ class PromptEncoder(nn.Module):
             if self.truncate == "before":
                 x, mask = truncate(x, kept)
                 kept = mask
-            branches.append(self.refiners[i](x, mask, time + pooled[i]))
+            refined = self.refiners[i](x, mask, time + pooled[i]) if self.mix != "per_block" else x
+            branches.append(refined)
             masks.append(mask)
             kepts.append(kept)
         branches = self.fusion(branches, masks, [time + p for p in pooled])

@@ -171,6 +171,6 @@ class ConcatFusion(nn.Module):
         self,
         branches: list[Float[Tensor, "b _ d"]],
         masks: list[Bool[Tensor, "b _"]],
-        conditions: list[Float[Tensor, "b d"]],
+        conditions: list[Float[Tensor, "b _"]],
     ) -> list[Float[Tensor, "b _ d"]]:
         return branches
