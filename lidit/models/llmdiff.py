@@ -1,0 +1,188 @@
+"""The LLMDiff-Adapter's text encoding: an LLM's blocks as the steps of a diffusion (Dong et al., ACM MM 2024).
+
+The embedding is the noisiest state x^T of a token, each block a denoising step. By Bayes the text's score at block t is
+what the block adds to a token with its context, less what it adds to the token alone, R_t(x_d; x_<d) - R_t(x_d; 0); the
+encoding is the end of a Langevin chain over the blocks. `BlockwiseLLM` is the frozen half, which a cache may hold;
+`LLMDiffEncoder` the trained one. arXiv 2502.04412; what it leaves open is marked UNSTATED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lidit.models.layers import masked_mean
+from lidit.models.llm import FrozenLLM
+from lidit.models.prompt_encoder import Features, Text, truncate
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose blocks are norm, attention, norm, MLP, and nothing else
+Empty = Literal["same", "isolated", "none"]
+
+
+class BlockwiseLLM(FrozenLLM):
+    """A frozen LLM whose features are its embedding and every block's part of the score, (b l (1 + blocks) e), float32.
+
+    Args:
+        name: as of FrozenLLM.
+        empty: how a token without its context is read. same: block t run on the same input, seeing itself alone;
+            isolated: the token run alone through all blocks; none: not at all, what the block adds is the score.
+            UNSTATED: which of the first two.
+        sums: give only the embedding and the sum of the parts, (b l 2 e): enough where g is constant.
+        settings: other arguments of FrozenLLM, but layer and levels.
+
+    Raises:
+        ValueError: the LLM's family has other blocks.
+    """
+
+    def __init__(self, name: str, empty: Empty = "same", sums: bool = False, **settings: Any):
+        super().__init__(name, layer=-1, **settings)
+        self.empty, self.sums = empty, sums
+
+    @property
+    def parts(self) -> int:
+        """Levels of a feature: the embedding, and the parts of the score."""
+        kind = self._config.get_text_config().model_type
+        if kind not in FAMILIES:
+            raise ValueError(f"{self.name} is a {kind}; block-wise encoding knows the blocks of {', '.join(FAMILIES)}")
+        return 2 if self.sums else 1 + self.depth
+
+    @property
+    def width(self) -> int:
+        """Channels of a feature, over all levels."""
+        return super().width * self.parts
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """As of FrozenLLM; and how the empty context is read."""
+        return {**super().identity, "blockwise": self.empty, "sums": self.sums}
+
+    def _states(
+        self, model: Any, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], shared: int
+    ) -> Float[Tensor, "b l k"]:
+        """The embedding and each block's part; attention of the whole batch is run once, alone costs an MLP a block."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with recorded(model.layers) as (inputs, added):
+            model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+        lonely = inputs[0]
+        parts = []
+        for layer, x, with_context in zip(model.layers, inputs, added, strict=True):
+            without = alone(layer, lonely if self.empty == "isolated" else x) if self.empty != "none" else 0
+            parts.append(with_context.float() - (without.float() if self.empty != "none" else 0))
+            lonely = lonely + without if self.empty == "isolated" else lonely
+        parts = [torch.stack(parts).sum(0)] if self.sums else parts
+        return torch.cat([inputs[0].float(), *parts], -1)
+
+
+@contextmanager
+def recorded(layers: nn.ModuleList) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """During a forward pass: each block's input, and what it adds to it.
+
+    What is added is taken from attention and MLP themselves: differences of a large residual stream would lose it.
+    """
+    inputs: list[Tensor] = []
+    added: list[Tensor] = []
+
+    def keep_input(_: nn.Module, arguments: tuple) -> None:
+        inputs.append(arguments[0])
+
+    def keep_attention(_: nn.Module, arguments: tuple, output: tuple) -> None:
+        added.append(output[0].float())
+
+    def add_mlp(_: nn.Module, arguments: tuple, output: Tensor) -> None:
+        added[-1] = added[-1] + output.float()
+
+    hooks = []
+    for layer in layers:
+        hooks.append(layer.register_forward_pre_hook(keep_input))
+        hooks.append(layer.self_attn.register_forward_hook(keep_attention))
+        hooks.append(layer.mlp.register_forward_hook(add_mlp))
+    try:
+        yield inputs, added
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def alone(layer: Any, x: Float[Tensor, "b l e"]) -> Float[Tensor, "b l e"]:
+    """What a block adds to tokens that see themselves alone: a softmax over one key is 1, so attention is its value."""
+    attention = layer.self_attn
+    value = attention.v_proj(layer.input_layernorm(x)).unflatten(-1, (-1, attention.head_dim))
+    read = attention.o_proj(value.repeat_interleave(attention.num_key_value_groups, -2).flatten(-2))
+    return read + layer.mlp(layer.post_attention_layernorm(x + read))
+
+
+class LLMDiffEncoder(nn.Module):
+    """The Langevin chain, c = c^T + sum over t of g(t) score_t + sqrt(2 h(t)) noise, normalised; g and h are learnt.
+
+    Args:
+        llm_widths: width of the one LLM's features, k e.
+        width: of the denoiser's text.
+        levels: k, 1 + the LLM's blocks; 2 for its sums; 1 for features of a plain FrozenLLM, the last hidden state
+            alone.
+        start: c^T is the embedding, or zero. UNSTATED: the paper's.
+        noise: in training, add the chain's noise.
+        project: map c to the denoiser's width, as LIDiT needs it; without, c itself (b l e) is the text, for adapters.
+
+    Raises:
+        ValueError: not one LLM, or features of another number of levels.
+    """
+
+    def __init__(
+        self,
+        llm_widths: list[int],
+        width: int,
+        levels: int,
+        start: Literal["embedding", "zero"] = "embedding",
+        noise: bool = True,
+        project: bool = True,
+    ):
+        super().__init__()
+        if len(llm_widths) != 1:
+            raise ValueError(f"the block-wise encoding is of one LLM, not {len(llm_widths)}; name one under llms")
+        if llm_widths[0] % levels:
+            raise ValueError(
+                f"features of {llm_widths[0]} channels are not of {levels} levels; set levels to 1 + the LLM's blocks"
+            )
+        features = llm_widths[0] // levels
+        self.levels, self.start, self.noise = levels, start, noise
+        # UNSTATED: g and h are one number a block; g starts at 1, and softplus of h's starts near 0.
+        self.g = nn.Parameter(torch.ones(levels - 1)) if levels > 1 else None
+        self.h = nn.Parameter(torch.full((levels - 1,), -8.0)) if levels > 1 and noise else None
+        # UNSTATED: a norm; residual streams grow with depth, a thousandfold in some LLMs.
+        self.norm = nn.RMSNorm(features, eps=1e-6)
+        self.project = nn.Linear(features, width) if project else None
+        self.pool = nn.Linear(features, width) if project else None
+
+    def encode(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l e"]:
+        """The normalised end of the chain, in float32, from features."""
+        with torch.autocast(x.device.type, enabled=False):
+            first, *parts = x.float().chunk(self.levels, -1)
+            if not parts:
+                return self.norm(first)
+            scores = torch.stack(parts, -1)
+            chain = scores @ self.g
+            if self.h is not None and self.training:
+                deviation = (2 * F.softplus(self.h)).sqrt()
+                chain = chain + torch.randn_like(scores) @ deviation
+            return self.norm(chain + first if self.start == "embedding" else chain)
+
+    def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:
+        """The text: the caption's tokens; it does not depend on the time.
+
+        Args:
+            features: of the LLM: tokens (b l k*e), mask (b l), start of the caption (b).
+            t: times (b).
+        """
+        ((tokens, mask, start),) = features
+        kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= start[:, None])
+        c, mask = truncate(self.encode(tokens), kept)
+        if self.project is None:
+            return Text(c, mask, masked_mean(c, mask))
+        return Text(self.project(c), mask, self.pool(masked_mean(c, mask)))
