@@ -1,0 +1,224 @@
+"""The LLMDiff-Adapter in a U-Net: each cross-attention keeps its own, fed through phi, and gains a second that reads c.
+
+    f = attention(q, phi(c)) a1 e^b1  +  new attention(q, c) a2 e^b2        (Dong et al., ACM MM 2024)
+
+The U-Net is diffusers' own and frozen; the adapter is put in through its attention processors, so none of its code is
+repeated here. What is trained and saved is phi, the new projections and the gains.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lidit.models.prompt_encoder import Text
+from lidit.models.source import find_file, load_name
+
+STEPS = 1000  # of the noise schedule that U-Nets of diffusers are trained with
+
+
+class AdaptedAttention(nn.Module):
+    """Processor of one cross-attention of the U-Net; reads phi(c) and c, which come laid beside one another.
+
+    Args:
+        query_width: of the image's tokens.
+        inner: heads times the width of a head.
+        text: width e of c.
+        second: with the new attention; without it, phi alone adapts the U-Net.
+    """
+
+    def __init__(self, query_width: int, inner: int, text: int, second: bool):
+        super().__init__()
+        self.text = text
+        # UNSTATED: all gains' beginnings; these begin at the U-Net as it was, reading phi(c)
+        self.a1, self.b1 = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+        self.second = second
+        if second:
+            self.a2, self.b2 = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+            self.query = nn.Linear(query_width, inner, bias=False)
+            self.key, self.value = nn.Linear(text, inner, bias=False), nn.Linear(text, inner, bias=False)
+
+    def forward(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "b n d"],
+        encoder_hidden_states: Float[Tensor, "b l _"],
+        attention_mask: Tensor | None = None,
+        **ignored: object,  # temb, which an attention without a spatial norm does not read
+    ) -> Float[Tensor, "b n d"]:
+        """As diffusers calls a processor: the attention, its query's tokens, the text, a bias over the text."""
+        phi, c = encoder_hidden_states.split([encoder_hidden_states.shape[2] - self.text, self.text], -1)
+        if attention_mask is not None:
+            b, length = phi.shape[:2]
+            attention_mask = attn.prepare_attention_mask(attention_mask, length, b)
+            attention_mask = attention_mask.view(b, attn.heads, -1, attention_mask.shape[-1])
+        keys, values = attn.to_k(phi), attn.to_v(phi)
+        read = _attend(attn, attn.to_q(hidden_states), keys, values, attention_mask) * self.a1 * self.b1.exp()
+        if self.second:
+            keys, values = self.key(c), self.value(c)
+            new = _attend(attn, self.query(hidden_states), keys, values, attention_mask)
+            read = read + new * self.a2 * self.b2.exp()
+        read = attn.to_out[1](attn.to_out[0](read.to(hidden_states.dtype)))
+        read = read + hidden_states if attn.residual_connection else read
+        return read / attn.rescale_output_factor
+
+
+def _attend(attn: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Float[Tensor, "b n d"]:
+    """Attention in the heads of the U-Net's own."""
+    query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class AdaptedUNet(nn.Module):
+    """A frozen `UNet2DConditionModel` with the adapter, as a backbone of `TextToImage`, predicting noise.
+
+    Args:
+        channels: of the latent; must be the U-Net's.
+        name: Hugging Face id, folder, or `bundled:NAME` of the U-Net or its pipeline.
+        text_width: width e of the encoding c, the LLM's.
+        second: give each cross-attention its second one.
+        subfolder: where the U-Net is in the folder: `unet` in those of whole pipelines; empty for one by itself.
+        revision: branch, tag or commit on the hub.
+        dtype: what its weights are held and run in.
+
+    Raises:
+        ValueError: it is no U-Net with cross-attention, or of other latents.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        name: str,
+        text_width: int,
+        second: bool = True,
+        subfolder: str = "unet",
+        revision: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ):
+        super().__init__()
+        self.name, self.subfolder, self.revision, self.dtype = name, subfolder, revision, dtype
+        self.text_width, self._unet = text_width, None
+        if self.config["in_channels"] != channels:
+            raise ValueError(
+                f"{name} denoises latents of {self.config['in_channels']} channels, and the VAE has {channels}; "
+                "use the VAE it was trained with"
+            )
+        with torch.device("meta"):
+            found = cross_attentions(UNet2DConditionModel.from_config(self.config))
+        self.phi = nn.Linear(text_width, self.width)
+        self.adapters = nn.ModuleDict(
+            {
+                key: AdaptedAttention(attn.to_q.in_features, attn.to_q.out_features, text_width, second)
+                for key, attn in found.items()
+            }
+        )
+        # SDXL also reads a vector of the whole text, made here from the mean of c, and the picture's size and crop
+        pooled = self.config.get("addition_embed_type") == "text_time"
+        self.pool = nn.Linear(text_width, pooled_width(self.config)) if pooled else None
+        self.blocks = nn.ModuleList()  # none that `parallel` could checkpoint or shard
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The U-Net's config.json.
+
+        Raises:
+            ValueError: it is of something else, or has no cross-attention.
+        """
+        wanted = f"{self.subfolder}/config.json" if self.subfolder else "config.json"
+        config = json.loads(Path(find_file(self.name, wanted, self.revision)).read_text())
+        if config.get("_class_name") != "UNet2DConditionModel":
+            raise ValueError(
+                f"{self.name} holds {config.get('_class_name')!r}, not a diffusers UNet2DConditionModel; give its "
+                "subfolder, such as unet"
+            )
+        if not any("CrossAttn" in kind for kind in config["down_block_types"]):
+            raise ValueError(
+                f"{self.name} has no cross-attention, which the adapter works through; choose another U-Net"
+            )
+        return config
+
+    @property
+    def width(self) -> int:
+        """Channels that the U-Net's own cross-attentions read."""
+        return self.config["cross_attention_dim"]
+
+    @property
+    def patch(self) -> int:
+        """Sides of a latent are multiples of it."""
+        return 2 ** (len(self.config["block_out_channels"]) - 1)
+
+    def load(self, device: torch.device) -> Any:  # the U-Net; type checkers misread its decorated methods
+        """Read the U-Net once, put the adapter into it, and put it on a device."""
+        if self._unet is None:
+            unet = UNet2DConditionModel.from_pretrained(
+                load_name(self.name),
+                subfolder=self.subfolder or None,
+                revision=self.revision,
+                torch_dtype=getattr(torch, self.dtype),
+            )
+            unet.eval().requires_grad_(False)
+            for key, attn in cross_attentions(unet).items():
+                # past nn.Module's registration: the U-Net's parameters are frozen, and the processor's are ours
+                attn.__dict__["processor"] = self.adapters[key]
+                attn._modules.pop("processor", None)
+            self.__dict__["_unet"] = unet  # no part of the module tree: no checkpoint or average holds it
+        return self._unet.to(device)
+
+    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], text: Text) -> Float[Tensor, "b c h w"]:
+        """Predict the noise in x at time t = (k + 1) / 1000 of step k.
+
+        Args:
+            x: noisy latent.
+            t: times in (0, 1].
+            text: c as tokens (b l e), their mask, and their mean (b e).
+
+        Raises:
+            ValueError: the text is of another width than the adapter's.
+        """
+        if text.tokens.shape[2] != self.text_width:
+            raise ValueError(
+                f"the text has {text.tokens.shape[2]} channels, and the adapter is for {self.text_width}; set "
+                "backbone.text_width to the LLM's width, and project=false of LLMDiffEncoder"
+            )
+        unet = self.load(x.device)
+        both = torch.cat([self.phi(text.tokens), text.tokens.to(self.phi.weight.dtype)], -1)
+        step = (t * STEPS - 1).round().clamp(0, STEPS - 1)
+        added = {"added_cond_kwargs": self._added(x, text)} if self.pool is not None else {}
+        mask = text.mask.to(x.dtype)
+        return unet(x.to(unet.dtype), step, both.to(unet.dtype), encoder_attention_mask=mask, **added).sample
+
+    def _added(self, x: Tensor, text: Text) -> dict[str, Tensor]:
+        height, width = (8 * side for side in x.shape[2:])
+        size = x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), -1)  # original, crop, target
+        return {"text_embeds": self.pool(text.pooled), "time_ids": size}
+
+
+def cross_attentions(unet: Any) -> dict[str, Any]:
+    """The U-Net's cross-attentions, by names that may be keys of a ModuleDict.
+
+    Raises:
+        ValueError: one does more than attend.
+    """
+    found = {
+        name.replace(".", "-"): module
+        for name, module in unet.named_modules()
+        if getattr(module, "is_cross_attention", False)
+    }
+    for name, attn in found.items():
+        odd = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k")
+        if extra := [part for part in odd if getattr(attn, part, None)]:
+            raise ValueError(f"cross-attention {name} has a {extra[0]}, which the adapter does not know")
+    return found
+
+
+def pooled_width(config: dict[str, Any]) -> int:
+    """Channels of the whole text's vector that an SDXL-like U-Net reads."""
+    return config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
