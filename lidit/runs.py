@@ -17,6 +17,7 @@ DEPTH = 3  # folders within folders that are looked into
 SILENT = 300  # seconds without a word after which nobody knows whether a run is still there
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 ACTIVE = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING")
+PAUSED = (state.STOPPED, state.REQUEUED, state.UNQUEUED)
 ERRORS = ("Error: ", "Exception: ", "lidit: error: ", "srun: error: ", "slurmstepd: error: ")
 
 
@@ -26,7 +27,7 @@ class Run:
 
     Args:
         name: folder.
-        state: queued, starting, running, finished, failed, stopped, requeued or unknown.
+        state: queued, starting, running, ending, finished, failed, cancelled, stopped, requeued, unqueued or unknown.
         step: `done/of`.
         loss: the last one.
         job: of Slurm.
@@ -127,13 +128,15 @@ def judge(folder: Path, ranks: list[State], slurms: str, job: str | None) -> tup
     own = ranks[0].state if ranks else ""
     if slurms in WAITING:
         return "queued", f"since {own} at step {ranks[0].step}" if ranks else ""
-    if slurms in ACTIVE and own in ("", state.STOPPED, state.REQUEUED):
-        return "starting", ""
+    if slurms in ACTIVE and own in ("", *PAUSED):
+        return "starting" if own != state.STOPPED else "ending", ""
+    if slurms.startswith("CANCELLED"):
+        return "cancelled", ""
     over = bool(slurms) and slurms not in ACTIVE
     if error := first_error(ranks, over):
         return state.FAILED, error
-    if own in (state.FINISHED, state.STOPPED, state.REQUEUED):
-        return own, "go on with --resume auto" if own == state.STOPPED else ""
+    if own in (state.FINISHED, *PAUSED):
+        return own, "" if own == state.FINISHED else "it has saved: the same command with --resume auto goes on"
     if slurms == "COMPLETED":
         return state.FINISHED, ""
     if over:
@@ -162,7 +165,7 @@ def first_error(ranks: list[State], over: bool) -> str | None:
 
 def log_error(folder: Path, job: str) -> str | None:
     """The last line of a job's logs that looks like an error's; a rank's log comes before the script's."""
-    logs = sorted((folder / LOGS).glob(f"{job}*.log"), key=lambda log: "rank" not in log.name)
+    logs = sorted((folder / LOGS).glob(f"{job}[-.]*log"), key=lambda log: "rank" not in log.name)
     for log in logs:
         lines = log.read_text(errors="replace").splitlines()
         for line in reversed(lines):

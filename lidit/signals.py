@@ -42,9 +42,9 @@ def release() -> None:
         os.kill(os.getpid(), number)
 
 
-def received() -> str | None:
-    """The name of the first signal that came."""
-    return signal.Signals(_received[0]).name if _received else None
+def received() -> list[str]:
+    """The names of the signals that came, in order."""
+    return [signal.Signals(number).name for number in _received]
 
 
 def _remember(number: int, frame: FrameType | None) -> None:

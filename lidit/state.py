@@ -9,7 +9,9 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-RUNNING, FINISHED, FAILED, STOPPED, REQUEUED = "running", "finished", "failed", "stopped", "requeued"
+RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+STOPPED, REQUEUED = "stopped", "requeued"  # told to stop, and has saved
+UNQUEUED = "unqueued"  # the same, and its job should be requeued, which it could not do; the job's script looks for it
 FOLDER = "state"  # in a run's folder
 STOPPED_CODE = 75  # exit code of a run that was told to stop, has saved, and can go on
 

@@ -48,7 +48,7 @@ class Record(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say why this rank ends."""
         if isinstance(exception, Preempted):
-            self._write(trainer, state=state.REQUEUED if exception.requeued else state.STOPPED)
+            self._write(trainer, state=exception.state)
         elif isinstance(exception, KeyboardInterrupt):
             self._write(trainer, state=state.STOPPED, error="interrupted")
         else:
