@@ -150,7 +150,7 @@ def lay_out(given: Namespace, folder: Path) -> None:
 
 
 def attend(trainer: Trainer, run: str) -> None:
-    """Add what every run with a folder has, where its recipe does not: checkpoints, their use when told to stop, a state."""
+    """Add what a run with a folder has, where its recipe does not: checkpoints, saving when told to stop, a state."""
     for callback in (Record(run), Checkpoints(folder=str(Path(run) / CHECKPOINTS)), Preemption()):
         if not any(isinstance(there, type(callback)) for there in trainer.callbacks):
             trainer.callbacks.append(callback)

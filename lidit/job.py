@@ -99,8 +99,8 @@ def _resumable(command: list[str], run: str, named: bool) -> list[str]:
     """What a command of fit lacks to go on after a requeue."""
     if _has(command, "--ckpt_path"):
         raise ValueError(
-            "--ckpt_path would begin from the same checkpoint after every requeue; to go on with a run, say --run FOLDER "
-            "--resume auto, and to begin with its weights --start_from"
+            "--ckpt_path would begin from the same checkpoint after every requeue; to go on with a run, say --run "
+            "FOLDER --resume auto, and to begin with its weights --start_from"
         )
     added = [] if named else ["--run", run]
     added += [] if _has(command, "--resume") else ["--resume", "auto"]

@@ -34,7 +34,7 @@ def line(each: int, nodes: int, host: str | None, port: int | None, name: str, c
     else:
         at = host or ("127.0.0.1" if nodes == 1 else "HOST")
         meet = ["--rdzv-backend", "c10d", "--rdzv-id", name, "--rdzv-endpoint", f"{at}:{port or PORT}"]
-    return ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(each), *meet, "-m", "lidit", *command]
+    return ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(each), *meet, "-m", "--", "lidit", *command]
 
 
 def show(line: list[str], env: Mapping[str, str], nodes: int) -> None:
@@ -86,6 +86,7 @@ def raise_for(ranks: list[state.State], code: int) -> None:
         SystemExit: they were told to stop, and have saved.
     """
     if ranks and all(rank.state == state.STOPPED for rank in ranks):
+        print("lidit: told to stop, and saved; the same command goes on", file=sys.stderr)
         raise SystemExit(state.STOPPED_CODE)
     error = first_error([rank for rank in ranks if rank.state != state.STOPPED], over=True)
     raise ValueError(error or f"torchrun ended with exit code {code}; what the ranks said is above")
