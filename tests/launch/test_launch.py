@@ -85,7 +85,9 @@ def test_the_script_runs_the_command_with_its_ranks_and_a_folder_to_go_on_in(
     assert words[:at] == ["--kill-on-bad-exit=1", "--open-mode=append", "--output=runs/mini/logs/123-rank%t.log"]
     command = "-m lidit fit --config mini.yaml --model.width|a b|--trainer.num_nodes 2 --trainer.devices 4"
     command += " --trainer.accelerator gpu --run runs/mini --resume auto"
-    assert words[at + 1 :] == [w for i, part in enumerate(command.split("|")) for w in ([part] if i == 1 else part.split())]
+    assert words[at + 1 :] == [
+        w for i, part in enumerate(command.split("|")) for w in ([part] if i == 1 else part.split())
+    ]
 
 
 def test_what_the_user_says_is_not_said_again(script: Callable[..., str], folder: Path) -> None:

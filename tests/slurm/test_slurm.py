@@ -69,7 +69,9 @@ def test_a_preempted_job_goes_on_and_ends_with_the_loss_of_one_that_was_not(
     run = tmp_path / "runs/long"
     until(lambda: len(losses(tmp_path / "diary")) >= 3, "it does not train")
     assert "running" in lidit("runs")
-    urgent = slurm.ask("sbatch", "--parsable", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap=true")
+    urgent = slurm.ask(
+        "sbatch", "--parsable", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap=true"
+    )
     until(lambda: any(start == "1" for *_, start in losses(tmp_path / "diary")), "it does not go on")
     until(lambda: "COMPLETED" in slurm.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T"), "it does not end")
     assert "COMPLETED" in slurm.ask("squeue", "-h", "-t", "all", "-j", urgent.strip(), "-o", "%T")
@@ -85,7 +87,9 @@ def test_a_preempted_job_goes_on_and_ends_with_the_loss_of_one_that_was_not(
     assert f"{STEPS}/{STEPS}" in listed
     whole = recipe("whole", pace("whole"), max_steps=STEPS)
     assert main(["fit", "--config", str(whole), "--trainer.accelerator", "cpu"]) == 0
-    for (step, loss, _), (same, expected, _) in zip(losses(tmp_path / "diary"), losses(tmp_path / "whole"), strict=True):
+    for (step, loss, _), (same, expected, _) in zip(
+        losses(tmp_path / "diary"), losses(tmp_path / "whole"), strict=True
+    ):
         assert step == same
         assert loss == pytest.approx(expected, abs=2e-3)
 
