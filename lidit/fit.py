@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -112,12 +112,11 @@ class RecipeCLI(LightningCLI):
         model.parallel = self.config_init[self.config.subcommand].parallel
         if given.trainer.strategy == "auto":
             kwargs |= chosen_strategy(model, given.trainer)
-        trainer = super().instantiate_trainer(**kwargs)
         if given.run and self.config.subcommand == "fit":
-            attend(trainer, given.run)
+            kwargs["callbacks"] = attended(self.config_init["fit"].trainer.callbacks or [], Path(given.run))
         else:
             signals.release()
-        return trainer
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from, or give the model the weights it starts from.
@@ -149,11 +148,10 @@ def lay_out(given: Namespace, folder: Path) -> None:
             callback.init_args.folder = str(folder / CHECKPOINTS)
 
 
-def attend(trainer: Trainer, run: str) -> None:
-    """Add what a run with a folder has, where its recipe does not: checkpoints, saving when told to stop, a state."""
-    for callback in (Record(run), Checkpoints(folder=str(Path(run) / CHECKPOINTS)), Preemption()):
-        if not any(isinstance(there, type(callback)) for there in trainer.callbacks):
-            trainer.callbacks.append(callback)
+def attended(callbacks: list[Callback], run: Path) -> list[Callback]:
+    """A recipe's callbacks, and what a run with a folder has besides: its state, checkpoints, saving when signalled."""
+    own = (Record(str(run)), Checkpoints(folder=str(run / CHECKPOINTS)), Preemption())
+    return callbacks + [c for c in own if not any(isinstance(there, type(c)) for there in callbacks)]
 
 
 def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: str | None) -> str | None:

@@ -175,7 +175,8 @@ def test_a_signal_is_remembered_and_nothing_else() -> None:
 def test_a_run_that_nobody_would_stop_ends_by_the_signal() -> None:
     code = (
         "import os, signal\nfrom lidit import signals\nwith signals.remembered():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('here', flush=True)\n    signals.release()\n    print('not')"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('here', flush=True)\n"
+        "    signals.release()\n    print('not')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "here\n")

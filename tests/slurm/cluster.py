@@ -1,8 +1,9 @@
 """A Slurm of two nodes on this machine, for as long as a test session: daemons of our own, no service, no root needed.
 
-Debian builds Slurm so that several slurmds run on one host, each with a name and a port. The nodes are named by loopback
-addresses, since Lightning and everybody else take MASTER_ADDR from the node list: 127.0.0.2 resolves without a hosts
-file. Jobs are scheduled within a second, and requeued ones start again after `cred_expire` seconds (2 minutes elsewhere).
+Debian builds Slurm so that several slurmds run on one host, each with a name and a port. The nodes are named by
+loopback addresses, since Lightning and everybody else take MASTER_ADDR from the node list: 127.0.0.2 resolves without a
+hosts file. Jobs are scheduled within a second; requeued ones start again after `cred_expire` seconds, elsewhere in two
+minutes.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Pace(Callback):
         loss = trainer.strategy.reduce(outputs["loss"].detach()).item()
         if trainer.global_rank == self.fail_rank:
             raise ValueError("the disk of this rank is made of cheese")
-        time.sleep(self.seconds + 0.2 * trainer.global_rank)  # the ranks are not in step: a save within a handler would hang
+        time.sleep(self.seconds + 0.2 * trainer.global_rank)  # ranks out of step: handlers that save would hang
         if trainer.is_global_zero:
             with (self.folder / "losses.jsonl").open("a") as file:
                 file.write(json.dumps([trainer.global_step, loss, os.environ.get("SLURM_RESTART_COUNT", "0")]) + "\\n")
