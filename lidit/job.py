@@ -274,7 +274,10 @@ class Job:
 
 AFTER = f"""
 # Rank 0 requeues a run that was told to save; where it finds no scontrol, as in a container, that is done here
-if [ $status != 0 ] && grep -qs '"state": "{UNQUEUED}"' "$RUN/state/rank-0.json"; then scontrol requeue "$JOB"; fi"""
+said="$RUN/state/rank-0.json"
+if [ "$said" -nt "$RUN/logs/$JOB.started" ] && grep -qs '"state": "{UNQUEUED}"' "$said"; then
+  scontrol requeue "$JOB"
+fi"""
 
 
 def _assign(task: Task) -> str:

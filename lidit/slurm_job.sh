@@ -26,7 +26,7 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 {{command}}
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
 JOB=${JOB:-$SLURM_JOB_ID}
-mkdir -p "$RUN/logs"
+mkdir -p "$RUN/logs" && touch "$RUN/logs/$JOB.started"
 
 # 5. One task per rank; each sees all GPUs of its node and takes its own. If one fails, the others are ended
 status=0

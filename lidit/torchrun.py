@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,7 @@ def run(line: list[str], env: Mapping[str, str], folder: Path, port: int | None)
     if port is not None:
         refuse_taken(port)
     command = [sys.executable, "-m", "torch.distributed.run", *line[1:]]
+    begun = time.time()
     process = subprocess.Popen(command, env=dict(env))
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -71,7 +73,7 @@ def run(line: list[str], env: Mapping[str, str], folder: Path, port: int | None)
         for number, handler in before.items():
             signal.signal(number, handler)
     if code:
-        raise_for(state.read(folder), code)
+        raise_for([rank for rank in state.read(folder) if rank.started >= begun], code)
 
 
 def raise_for(ranks: list[state.State], code: int) -> None:

@@ -136,6 +136,29 @@ def test_an_array_puts_its_numbers_into_the_command(script: Callable[..., str], 
     assert words[words.index("--run") + 1] == "runs/mini/4"
 
 
+@pytest.mark.parametrize(("state", "requeued"), [("unqueued", True), ("stopped", False), ("failed", False)])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_run_that_could_not_requeue_its_job_has_it_done_by_the_script(
+    state: str, requeued: bool, fresh: bool, script: Callable[..., str], folder: Path
+) -> None:
+    text = script(*FIT)
+    said = folder / "runs/mini/state/rank-0.json"
+    said.parent.mkdir(parents=True)
+    said.write_text(f'{{"rank": 0, "state": "{state}"}}')
+    os.utime(said, (1, 1))  # what an earlier start has said
+    commands = folder / "commands"
+    commands.mkdir()
+    update = f"touch -d 'now + 1 hour' {said}" if fresh else ":"
+    asked = folder / "asked"
+    for name, body in {"srun": f"{update}; exit 75", "scontrol": f'echo "$@" >>{asked}'}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+    environment = {"PATH": f"{commands}:/usr/bin:/bin", "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "x"}
+    done = subprocess.run(["bash"], input=text, env=environment, text=True, capture_output=True)
+    assert done.returncode == 75
+    assert ("requeue 123" in asked.read_text().splitlines()) == (requeued and fresh)
+
+
 def test_only_training_is_told_before_its_time_is_over(script: Callable[..., str]) -> None:
     assert not any("--signal" in line for line in directives(script("--", "score", "run")))
 
