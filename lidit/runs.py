@@ -159,7 +159,8 @@ def first_error(ranks: list[State], over: bool) -> str | None:
     vanished = [rank for rank in ranks if rank.gone or (over and rank.state == state.RUNNING)]
     for rank in causes + vanished + failed:
         said = rank.error or f"pid {rank.pid} vanished without a word: killed from outside, or out of memory"
-        return f"rank {rank.rank} on {rank.host}, step {rank.step}: {said}"
+        step = rank.step if rank.error else max(each.step for each in ranks)  # only rank 0 says how far it is
+        return f"rank {rank.rank} on {rank.host}, step {step}: {said}"
     return None
 
 

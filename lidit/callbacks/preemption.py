@@ -54,7 +54,7 @@ class Preemption(Checkpoint):  # Lightning calls such callbacks last: what a ste
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that there is something to save with.
+        """See that there is something to save with, and that signals are only remembered.
 
         Raises:
             ValueError: there are no `Checkpoints`.
@@ -62,11 +62,10 @@ class Preemption(Checkpoint):  # Lightning calls such callbacks last: what a ste
         if not any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):
             raise ValueError("Preemption saves with lidit.callbacks.checkpoints.Checkpoints: add it to the callbacks")
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.keep()  # Lightning has just put its own handler there
+        # Lightning's handler of SIGTERM broadcasts, in the middle of whatever the ranks are doing: ours stays instead
+        trainer._signal_connector.register_signal_handlers = signals.keep
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.keep()
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
