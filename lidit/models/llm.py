@@ -98,16 +98,9 @@ class FrozenLLM:
                 f"{self.name}: model type {kind!r} is none that transformers knows; name a decoder-only LLM"
             )
         config = AutoConfig.from_pretrained(self._config_file.parent)
-        self._check(config)
-        return config
-
-    def _check(self, config: PreTrainedConfig) -> None:
-        """Refuse what is no model of this kind."""
         if config.is_encoder_decoder:
-            raise ValueError(
-                f"{self.name} is an encoder-decoder ({config.model_type}); name a decoder-only LLM, or read it by "
-                "class_path lidit.models.t5.FrozenT5"
-            )
+            raise ValueError(f"{self.name} is an encoder-decoder ({config.model_type}); name a decoder-only LLM")
+        return config
 
     @property
     def width(self) -> int:
@@ -166,22 +159,17 @@ class FrozenLLM:
     def read(self, device: str | torch.device = "cpu") -> PreTrainedModel:
         """Embeddings and the blocks up to the tapped one: no later block, no head, no vision tower is built or read."""
         text = self._config.get_text_config()
-        tower = {"key_mapping": None if text is self._config else TOWER, "attn_implementation": "sdpa"}
-        model = self._load(AutoModel, device, config=truncate(text, self.depth), **tower)
-        return self._frozen(model)
-
-    def _load(self, kind: Any, device: str | torch.device, **arguments: Any) -> PreTrainedModel:
-        """Read weights, on their device.
-
-        Raises:
-            FileNotFoundError: there are none.
-            ValueError: they do not fit the config.
-        """
         held = quantized(device) if self.dtype == "int8" else {"dtype": getattr(torch, self.dtype)}
         try:
             with quiet():
-                model, report = kind.from_pretrained(
-                    load_name(self.name), revision=self.revision, output_loading_info=True, **arguments, **held
+                model, report = AutoModel.from_pretrained(
+                    load_name(self.name),
+                    revision=self.revision,
+                    config=truncate(text, self.depth),
+                    attn_implementation="sdpa",
+                    key_mapping=None if text is self._config else TOWER,
+                    output_loading_info=True,
+                    **held,
                 )
         except OSError as error:
             reason = str(error).partition("\n")[0]
@@ -190,7 +178,7 @@ class FrozenLLM:
             ) from None
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
             raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
-        return model if self.dtype == "int8" else model.to(device)
+        return self._frozen(model if self.dtype == "int8" else model.to(device))
 
     @property
     def nbytes(self) -> int:
