@@ -36,7 +36,6 @@ from lidit.models.llm import INSTRUCTION
 from lidit.scenes.corpus import dialogues, texts
 
 IGNORE = -100
-IMAGE = "<image>"
 LLAMA_TEMPLATE = """\
 {{ bos_token }}{% if messages[0]['role'] != 'system' %}\
 <|start|>system<|/start|>You describe pictures.<|end|>{% endif %}\
@@ -52,16 +51,14 @@ SPECIALS = {
 }
 
 
-def make_tokenizer(
-    family: str, vocabulary: int, corpus: list[str], more_specials: tuple[str, ...] = ()
-) -> PreTrainedTokenizerFast:
+def make_tokenizer(family: str, vocabulary: int, corpus: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on scene language, with the family's special tokens and chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[*SPECIALS[family], *more_specials],
+        special_tokens=SPECIALS[family],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -72,7 +69,7 @@ def make_tokenizer(
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        additional_special_tokens=[*SPECIALS[family][3:], *more_specials],
+        additional_special_tokens=SPECIALS[family][3:],
     )
     fast.chat_template = LLAMA_TEMPLATE if family == "llama" else QWEN_TEMPLATE
     return fast
@@ -178,7 +175,6 @@ def train(
     documents: int = 30000,
     seed: int = 0,
     threads: int = 2,
-    image_token: bool = False,
 ) -> None:
     """Train one miniature LLM and save it as a transformers checkpoint in bfloat16.
 
@@ -189,13 +185,12 @@ def train(
         depth: blocks.
         vocabulary: size of the byte-level BPE vocabulary.
         steps: of next-token prediction on captions.
-        instruct_steps: of instruction tuning; 0 leaves a base model.
+        instruct_steps: of instruction tuning.
         batch_size: documents a step.
         learning_rate: peak of the first phase; the second has a third of it.
         documents: drawn for each phase.
         seed: decides weights, data and order.
         threads: CPU threads.
-        image_token: give the tokenizer the token that `mini_llava` puts a picture in place of.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -206,16 +201,16 @@ def train(
         *answers,
         *["You are a careful observer. You describe pictures. system user assistant"] * 50,
     ]
-    tokenizer = make_tokenizer(family, vocabulary, corpus, (IMAGE,) if image_token else ())
+    tokenizer = make_tokenizer(family, vocabulary, corpus)
     model = make_model(family, width, depth, vocabulary, tokenizer)
     print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
     pad = tokenizer.pad_token_id
     stream = batches(caption_documents(tokenizer, seed, documents), batch_size, pad, rng)
     optimize(model, stream, steps, learning_rate, "captions")
-    if instruct_steps:  # a quarter captions, so that they are not forgotten
-        tuning = dialogue_documents(tokenizer, seed, documents) + caption_documents(tokenizer, seed + 1, documents // 3)
-        stream = batches(tuning, batch_size, pad, rng)
-        optimize(model, stream, instruct_steps, learning_rate / 3, "instruction")
+    # a quarter captions, so that they are not forgotten
+    tuning = dialogue_documents(tokenizer, seed, documents) + caption_documents(tokenizer, seed + 1, documents // 3)
+    stream = batches(tuning, batch_size, pad, rng)
+    optimize(model, stream, instruct_steps, learning_rate / 3, "instruction")
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
