@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -27,6 +28,10 @@ from lidit.callbacks.record import Record
 from lidit.checkpoint import all_in, check_whole, newest
 from lidit.data.cache import has_features
 from lidit.data.datamodule import ShardData
+from lidit.models.lidit import LIDiT
+from lidit.models.llm import FrozenLLM
+from lidit.models.presets import settings
+from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
 from lidit.parallel import Parallel, choose
 from lidit.pipeline import adopt, read
@@ -95,6 +100,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle where things are written; loggers that write to one place would count on from each other's folder."""
         given = self.given
+        put_preset_in_place(given.model)
         if given.run:
             lay_out(given, Path(given.run))
         if self.ckpt_path:
@@ -135,6 +141,29 @@ class RecipeCLI(LightningCLI):
             adopt(self.model, weights, llms, given.start_from)
 
     before_validate = before_test = before_fit
+
+
+def put_preset_in_place(model: Namespace) -> None:
+    """Let the settings of the prompt encoder's preset be the defaults of the recipe's model, and say so.
+
+    What the recipe sets otherwise than by default stays.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    encoder = model.prompt_encoder.init_args
+    if not encoder.get("preset"):
+        return
+    name, encoder.preset = encoder.preset, None
+    preset, said = settings(name), []
+    parts = [(PromptEncoder, encoder, preset.prompt_encoder), (LIDiT, model.backbone.init_args, preset.backbone)]
+    parts += [(FrozenLLM, llm.get("init_args", llm), preset.llm) for llm in model.llms]
+    for kind, given, changes in parts:
+        for key, value in changes.items():
+            kept = given[key] != inspect.signature(kind).parameters[key].default
+            given[key] = given[key] if kept else value
+            said.append(f"{key}={given[key]}{' (kept)' if kept and given[key] != value else ''}")
+    rank_zero_info(f"Preset {name} ({preset.source}): {', '.join(dict.fromkeys(said)) or 'the defaults'}.")
 
 
 def lay_out(given: Namespace, folder: Path) -> None:

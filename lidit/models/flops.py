@@ -7,6 +7,8 @@ training step takes three times as many: the backward pass is two.
 
 from __future__ import annotations
 
+from torch import nn
+
 from lidit.models.layers import FREQUENCIES, Mlp
 from lidit.models.lidit import LIDiT
 from lidit.models.prompt_encoder import PromptEncoder
@@ -38,20 +40,34 @@ def prompt_encoder_flops(model: PromptEncoder, tokens: list[int], kept: list[int
         tokens: of each LLM's features, instruction and padding included.
         kept: how many of them remain once the instruction is cut, padding included.
     """
-    d = model.project[0].out_features
+    d = model.width
     refined = kept if model.truncate == "before" else tokens
     total = _time(d) if model.time is not None else 0
-    for linear, refiner, length, rest in zip(model.project, model.refiners, tokens, refined, strict=True):
-        total += 2 * (length + 1) * linear.in_features * d  # and one pooled vector
-        total += 2 * length * linear.in_features**2 * model.norms[0].whiten
+    for i, (refiner, length, rest) in enumerate(zip(model.refiners, tokens, refined, strict=True)):
+        total += _read(model, i, length)
         for block in refiner.blocks:
-            total += _attention(rest, rest, d) + _mlp(block.mlp, rest) + (2 * 2 * d * d if block.gates else 0)
+            gates = 2 * d * block.gates.out_features if block.gates else 0
+            total += _attention(rest, rest, d) + _mlp(block.mlp, rest) + gates
     if isinstance(model.fusion, CollaborativeRefiner):
         for layer in model.fusion.layers:
             for block, length in zip(layer, refined, strict=True):
                 others = sum(refined) - length
                 total += _attention(length, others, d) + _mlp(block.mlp, length) + 2 * 6 * d * d
     return total
+
+
+def _read(model: PromptEncoder, i: int, length: int) -> int:
+    """Whitening, projection and pooled vector of an LLM's features."""
+    d, k, pool = model.width, model.levels, model.pool[i]
+    features = (pool if isinstance(pool, nn.Linear) else pool[0]).in_features  # of all levels
+    pooled = 2 * features * d + (0 if isinstance(pool, nn.Linear) else 2 * d * d)
+    norm = model.norms[i] if k == 1 else model.norms[i][0]
+    whitened = 2 * length * features * (features // k) * norm.whiten
+    project = 2 * length * features * d // (k if model.mix == "weights" else 1)
+    among = 0
+    if model.mix == "attention":
+        among = sum(_attention(k, k, d) + _mlp(block.mlp, k) for block in model.project[i].blocks.blocks) + 2 * k * d
+    return pooled + whitened + project + length * among
 
 
 def _attention(queries: int, keys: int, d: int) -> int:

@@ -52,6 +52,15 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
 
 
+def rotary(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b heads l d"]:
+    """Queries or keys turned by their place in the sequence (RoFormer, Su et al. 2021, base 10,000)."""
+    half, wide = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
+    frequencies = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(10_000) / half))
+    angles = torch.arange(x.shape[2], device=x.device)[:, None] * frequencies
+    a, b = x.to(wide).chunk(2, -1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention, from x to itself or to a context, with RMSNorm on queries and keys.
 
@@ -61,16 +70,17 @@ class Attention(nn.Module):
         width: of x and of the context.
         heads: attention heads; must divide the width.
         qk_norm: normalise queries and keys per head.
+        positions: turn queries and keys by their places; for self-attention.
 
     Raises:
         ValueError: the heads do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = True):
+    def __init__(self, width: int, heads: int, qk_norm: bool = True, positions: bool = False):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide width {width}; choose a divisor")
-        self.heads = heads
+        self.heads, self.positions = heads, positions
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
@@ -88,6 +98,8 @@ class Attention(nn.Module):
         both = self.key_value(x if context is None else context).unflatten(-1, (2, self.heads, -1))
         key, value = both.permute(2, 0, 3, 1, 4)
         query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
+        if self.positions:
+            query, key = rotary(query), rotary(key)
         return self.out(_attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
 

@@ -70,6 +70,7 @@ class LIDiT(nn.Module):
         patch: side of a patch in latent pixels.
         mlp_ratio: hidden width of the MLP over the width.
         qk_norm: RMSNorm on queries and keys in both attentions.
+        text_scale: initial weight of the RMSNorm over text tokens; 0.01 in SANA.
 
     Raises:
         ValueError: heads or 32 do not divide the width.
@@ -84,6 +85,7 @@ class LIDiT(nn.Module):
         patch: int = 2,
         mlp_ratio: float = 4.0,
         qk_norm: bool = True,
+        text_scale: float = 1.0,
     ):
         super().__init__()
         if width % 32:
@@ -93,6 +95,7 @@ class LIDiT(nn.Module):
         self.position = ConvPosition(width)
         self.time = TimestepEmbedding(width)
         self.text_norm = nn.RMSNorm(width, eps=1e-6)
+        nn.init.constant_(self.text_norm.weight, text_scale)
         self.blocks = nn.ModuleList(LIDiTBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_norm = layer_norm(width)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -122,9 +125,10 @@ class LIDiT(nn.Module):
         rows = x.shape[2]
         x = x.flatten(2).transpose(1, 2)  # b n d
         condition = self.time(t) + text.pooled
-        tokens, visible = self.text_norm(text.tokens), text.mask[:, None, None]
-        for block in self.blocks:
-            x = block(x, tokens, visible, condition)
+        tokens, visible = self.text_norm(text.tokens.unflatten(-1, (-1, self.width))), text.mask[:, None, None]
+        for i, block in enumerate(self.blocks):
+            level = i * tokens.shape[2] // len(self.blocks)  # the text has one, but for `levels.PerBlock`
+            x = block(x, tokens[:, :, level], visible, condition)
         shift, scale = self.final_modulation(condition).chunk(2, 1)
         x = self.final(modulate(self.final_norm(x), shift, scale))
         x = x.unflatten(1, (rows, -1)).unflatten(-1, (self.patch, self.patch, -1))  # b h/p w/p p p c

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lidit.models.layers import TimestepEmbedding, masked_mean
+from lidit.models.levels import EachLevel, LayerMix, LevelAttention, PerBlock
 from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, LinguisticTokenRefiner, zeroed
 
 Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]  # tokens, mask, prompt_start
@@ -99,12 +100,19 @@ class PromptEncoder(nn.Module):
         gating: adaptive gates in the refiners (Table 5).
         fusion: how several LLMs meet (Table 6); by default collaborative where there are at least two.
         fusion_depth: blocks of the collaborative refiner.
-        truncate: cut the instruction after the refiners, as the paper does, or before them.
+        truncate: cut the instruction after the refiners, as the paper does, before them, or never.
         mlp_ratio: hidden width of the refiners' MLPs over the width.
         whiten: whiten the LLMs' features by statistics of the first training batches; see `FeatureNorm`.
+        positions: rotary positions in the refiners.
+        pool: the pooled vector's projection: linear, or an MLP of two SiLU layers, as in HunyuanVideo.
+        levels: hidden states of which each LLM's features are made; as the LLMs' own setting.
+        mix: how several levels become one text (`levels.py`): projected together, by learnt weights, by attention, or
+            one for each part of the backbone.
+        preset: name of one of `presets.py`; it sets how LLMs are read, too, so `lidit fit` puts its settings in place.
 
     Raises:
-        ValueError: no LLM, or a collaborative refiner with only one.
+        ValueError: no LLM, a collaborative refiner with only one, levels that do not fit, or a preset that was not put
+            in place.
     """
 
     def __init__(
@@ -114,27 +122,41 @@ class PromptEncoder(nn.Module):
         heads: int = 16,
         refiner_depth: int = 2,
         full_attention: bool = True,
-        gating: bool = True,
+        gating: bool | Literal["full"] = True,
         fusion: Literal["collaborative", "concat"] | None = None,
         fusion_depth: int = 1,
-        truncate: Literal["after", "before"] = "after",
+        truncate: Literal["after", "before", "never"] = "after",
         mlp_ratio: float = 4.0,
         whiten: bool = False,
+        positions: bool = False,
+        pool: Literal["linear", "mlp"] = "linear",
+        levels: int = 1,
+        mix: Literal["together", "weights", "attention", "per_block"] = "together",
+        preset: str | None = None,
     ):
         super().__init__()
+        if preset is not None:
+            raise ValueError(f"preset {preset} is put in place by `lidit fit`; here, give its settings: see presets.py")
         if not llm_widths:
             raise ValueError("a prompt encoder needs the features of at least one LLM; name one under llms")
-        self.truncate = truncate
+        if wrong := [e for e in llm_widths if e % levels]:
+            raise ValueError(f"features of {wrong[0]} channels are not of {levels} levels; set levels of llms alike")
+        if mix == "per_block" and (refiner_depth or fusion == "collaborative"):
+            raise ValueError(
+                "mix=per_block gives each block its own text, unrefined: set refiner_depth=0, fusion=concat"
+            )
+        self.width, self.truncate, self.levels, self.mix = width, truncate, levels, mix
         # UNSTATED: where the width changes; we project first, after a norm, since LLM residual streams are large.
-        self.norms = nn.ModuleList(FeatureNorm(e, whiten) for e in llm_widths)
-        self.project = nn.ModuleList(nn.Linear(e, width) for e in llm_widths)
+        self.norms = nn.ModuleList(_each_level(e, levels, whiten) for e in llm_widths)
+        self.project = nn.ModuleList(_projection(mix, levels, e, width, heads, mlp_ratio) for e in llm_widths)
         # UNSTATED: which tokens the pooled vector averages, and where; the caption's, after a projection of its own.
-        self.pool = nn.ModuleList(nn.Linear(e, width) for e in llm_widths)
-        collaborative = fusion == "collaborative" or (fusion is None and len(llm_widths) > 1)
+        self.pool = nn.ModuleList(nn.Linear(e, width) if pool == "linear" else _mlp(e, width) for e in llm_widths)
+        collaborative = fusion == "collaborative" or (fusion is None and len(llm_widths) > 1 and mix != "per_block")
         timed = (gating and refiner_depth > 0) or (collaborative and fusion_depth > 0)
         self.time = TimestepEmbedding(width) if timed else None  # one that nothing reads would get no gradient
         self.refiners = nn.ModuleList(
-            LinguisticTokenRefiner(width, heads, refiner_depth, full_attention, gating, mlp_ratio) for _ in llm_widths
+            LinguisticTokenRefiner(width, heads, refiner_depth, full_attention, gating, mlp_ratio, positions)
+            for _ in llm_widths
         )
         self.fusion = (
             CollaborativeRefiner(len(llm_widths), width, heads, fusion_depth, mlp_ratio)
@@ -153,23 +175,46 @@ class PromptEncoder(nn.Module):
             features: per LLM, in the order of `llm_widths`: tokens (b l e), mask (b l), start of the caption (b).
             t: times (b).
         """
-        weight = self.pool[0].weight
+        weight = next(self.pool[0].parameters())
         time = weight.new_zeros(len(t), 1) if self.time is None else self.time(t)
         branches, masks, kepts, pooled = [], [], [], []
         for i, (tokens, mask, prompt_start) in enumerate(features):
             kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= prompt_start[:, None])
+            kept = mask if self.truncate == "never" else kept
             tokens = self.norms[i](tokens.to(torch.promote_types(weight.dtype, torch.float32)), kept)
             pooled.append(self.pool[i](masked_mean(tokens, kept)))
             x = self.project[i](tokens)
             if self.truncate == "before":
                 x, mask = truncate(x, kept)
                 kept = mask
-            branches.append(self.refiners[i](x, mask, time + pooled[i]))
+            refined = self.refiners[i](x, mask, time + pooled[i]) if self.mix != "per_block" else x
+            branches.append(refined)
             masks.append(mask)
             kepts.append(kept)
         branches = self.fusion(branches, masks, [time + p for p in pooled])
         cut = [truncate(x, kept) for x, kept in zip(branches, kepts, strict=True)]
         return Text(torch.cat([x for x, _ in cut], 1), torch.cat([m for _, m in cut], 1), torch.stack(pooled).sum(0))
+
+
+def _each_level(features: int, levels: int, whiten: bool) -> nn.Module:
+    norms = [FeatureNorm(features // levels, whiten) for _ in range(levels)]
+    return norms[0] if levels == 1 else EachLevel(norms)
+
+
+def _projection(mix: str, levels: int, features: int, width: int, heads: int, mlp_ratio: float) -> nn.Module:
+    """From normalised features (b l k*e) to the width, or k times the width for mix=per_block."""
+    each = features // levels
+    if mix == "weights":
+        return LayerMix(levels, each, width)
+    if mix == "attention":
+        return LevelAttention(levels, each, width, heads, 2, mlp_ratio)
+    if mix == "per_block":
+        return PerBlock(levels, each, width)
+    return nn.Linear(features, width)
+
+
+def _mlp(features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def _of_one_rank(x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ each LLM's tokens without the causal mask; the second lets the tokens of several
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -26,13 +28,17 @@ class RefinerBlock(nn.Module):
     # UNSTATED: pre-LayerNorm with affine parameters and a GELU MLP; the figure shows neither.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, gating: bool):
+    VECTORS = {False: 0, True: 2, "full": 6}  # made from text and time
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, gating: bool | Literal["full"], positions: bool = False
+    ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, positions=positions)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, mlp_ratio)
-        self.gates = zeroed(nn.Linear(width, 2 * width)) if gating else None
+        self.gates = zeroed(nn.Linear(width, self.VECTORS[gating] * width)) if gating else None
 
     def forward(
         self, x: Float[Tensor, "b l d"], visible: Bool[Tensor, "b 1 #l l"], condition: Float[Tensor, "b d"]
@@ -40,9 +46,11 @@ class RefinerBlock(nn.Module):
         if self.gates is None:
             x = x + self.attention(self.attention_norm(x), mask=visible)
             return x + self.mlp(self.mlp_norm(x))
-        attention_gate, mlp_gate = self.gates(nn.functional.silu(condition))[:, None].chunk(2, -1)
-        x = x + attention_gate * self.attention(self.attention_norm(x), mask=visible)
-        return x + mlp_gate * self.mlp(self.mlp_norm(x))
+        gate_a, gate_m, *full = self.gates(nn.functional.silu(condition)).unflatten(1, (-1, x.shape[2])).unbind(1)
+        shift_a, scale_a, shift_m, scale_m = full or [torch.zeros_like(gate_a)] * 4
+        read = self.attention(modulate(self.attention_norm(x), shift_a, scale_a), mask=visible)
+        x = x + gate_a[:, None] * read
+        return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
 
 
 class LinguisticTokenRefiner(nn.Module):
@@ -53,8 +61,10 @@ class LinguisticTokenRefiner(nn.Module):
         heads: attention heads.
         depth: blocks; 0 leaves the tokens as they are.
         full_attention: let every token see every other; False keeps the LLM's causal mask (Table 3).
-        gating: multiply each residual by its adaptive gate (Table 5); gates are zero at initialisation.
+        gating: multiply each residual by its adaptive gate (Table 5); gates are zero at initialisation. full: shift and
+            scale what goes in as well, as Kandinsky 5 does.
         mlp_ratio: hidden width of the MLP over the width.
+        positions: let attention know places by rotary embedding; otherwise only the LLM's features tell them.
     """
 
     def __init__(
@@ -63,12 +73,13 @@ class LinguisticTokenRefiner(nn.Module):
         heads: int,
         depth: int = 2,
         full_attention: bool = True,
-        gating: bool = True,
+        gating: bool | Literal["full"] = True,
         mlp_ratio: float = 4.0,
+        positions: bool = False,
     ):
         super().__init__()
         self.full_attention = full_attention
-        self.blocks = nn.ModuleList(RefinerBlock(width, heads, mlp_ratio, gating) for _ in range(depth))
+        self.blocks = nn.ModuleList(RefinerBlock(width, heads, mlp_ratio, gating, positions) for _ in range(depth))
 
     def forward(
         self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], condition: Float[Tensor, "b d"]
@@ -160,6 +171,6 @@ class ConcatFusion(nn.Module):
         self,
         branches: list[Float[Tensor, "b _ d"]],
         masks: list[Bool[Tensor, "b _"]],
-        conditions: list[Float[Tensor, "b d"]],
+        conditions: list[Float[Tensor, "b _"]],
     ) -> list[Float[Tensor, "b _ d"]]:
         return branches

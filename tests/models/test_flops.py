@@ -46,6 +46,24 @@ def test_the_prompt_encoders_count_is_pytorchs(widths: list[int], fusion: str, g
     assert counted == measured(lambda: model(features(widths), torch.rand(B)))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncate": "never", "gating": "full", "positions": True, "pool": "mlp"},
+        {"levels": 2, "whiten": True},
+        {"levels": 2, "mix": "weights"},
+        {"levels": 4, "mix": "attention"},
+        {"levels": 2, "mix": "per_block", "refiner_depth": 0, "fusion": "concat"},
+    ],
+    ids=str,
+)
+def test_the_count_is_pytorchs_with_the_settings_of_presets(settings: dict) -> None:
+    model = PromptEncoder([32, 48], 64, heads=4, mlp_ratio=2.0, **settings).eval()
+    counted = B * prompt_encoder_flops(model, list(LENGTHS), list(KEPT))
+    measured_ = measured(lambda: model(features([32, 48]), torch.rand(B)))
+    assert counted == pytest.approx(measured_, rel=0.002)  # sums over levels are left out
+
+
 def test_a_training_step_takes_three_times_the_forward_pass_within_two_per_cent() -> None:
     backbone, encoder = LIDiT(4, depth=4, width=96, heads=4), PromptEncoder([32, 48], 96, heads=4)
     counted = B * (backbone_flops(backbone, 16, sum(KEPT)) + prompt_encoder_flops(encoder, list(LENGTHS), list(KEPT)))

@@ -234,6 +234,11 @@ def features(width: int, seed: int, lengths: tuple[int, int] = (9, 6)) -> Featur
         {"refiner_depth": 0},
         {"fusion_depth": 0},
         {"whiten": True},
+        {"gating": "full", "positions": True, "pool": "mlp", "truncate": "never"},
+        {"levels": 2, "whiten": True},
+        {"levels": 2, "mix": "weights"},
+        {"levels": 4, "mix": "attention"},
+        {"levels": 2, "mix": "per_block", "refiner_depth": 0, "fusion": "concat"},
     ],
     ids=str,
 )
@@ -246,6 +251,19 @@ def test_gradient_reaches_every_parameter_of_prompt_encoder_and_backbone(widths:
     named = [*encoder.named_parameters(), *model.named_parameters()]
     assert [name for name, p in named if p.grad is None or not p.grad.any()] == []
     assert all(p.grad.isfinite().all() for _, p in named)
+
+
+def test_a_text_of_several_levels_gives_each_block_its_own() -> None:
+    model, t, x = backbone(), times(), randn(2, CHANNELS, 8, 8)  # of two blocks
+    low, high = randn(2, 5, WIDTH, seed=1), randn(2, 5, WIDTH, seed=2)
+    mask, pooled = torch.ones(2, 5, dtype=torch.bool), randn(2, WIDTH, seed=3)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    model(x, t, Text(torch.cat([low, high], -1), mask, pooled))
+    assert len(seen) == 2
+    for read, given in zip(seen, (low, high), strict=True):
+        torch.testing.assert_close(read, model.text_norm(given))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

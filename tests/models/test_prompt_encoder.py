@@ -23,6 +23,13 @@ SETTINGS = [
     {"refiner_depth": 0},
     {"fusion_depth": 2},
     {"whiten": True},
+    {"gating": "full"},
+    {"positions": True},
+    {"pool": "mlp"},
+    {"levels": 2, "whiten": True},
+    {"levels": 2, "mix": "weights"},
+    {"levels": 4, "mix": "attention"},
+    {"levels": 2, "mix": "per_block", "refiner_depth": 0, "fusion": "concat"},
 ]
 
 
