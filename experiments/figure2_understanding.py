@@ -1,13 +1,13 @@
-"""Figure 2: understanding language is not enough: decoder-only LLMs understand more than T5 and align worse, until infused.
+"""Figure 2: understanding is not enough: decoder-only LLMs understand more than T5 and align worse, until infused.
 
     lidit table experiments/figure2_understanding.py run
 
 Cost: mini, 6 runs a seed, four of them shared with Tables 2, 3 and 6; paper, 8 x 300k steps of batch 256 at 256 px.
 
 Ours deviates: the miniature's measure of understanding is a held-out question set about scene language
-(`experiments/scene_questions.py`: four descriptions of a caption, chance 25 %), where the paper's is MMLU. At paper scale
-the x axis is left to the models' published MMLU. The figure's numbers are not printed in the paper, so only its order
-is compared.
+(`experiments/scene_questions.py`: four descriptions of a caption, chance 25 %), where the paper's is MMLU. At paper
+scale the x axis is left to the models' published MMLU. The figure's numbers are not printed in the paper, so only its
+order is compared.
 """
 
 from experiments.setting import SETTING, T2I_AVERAGE, row

@@ -1,4 +1,4 @@
-"""`lidit table FILE plan|run|score|report`: a table of the paper as commands, as results, and beside the paper's numbers.
+"""`lidit table FILE plan|run|score|report`: a table of the paper as commands, results and a report.
 
     runs/tables/SCALE/DIGEST/seedN/   a run: checkpoints, record.json, a folder of pictures and scores per benchmark
     experiments/results/TABLE.json    what `score` collects from the runs: the only input of `report`

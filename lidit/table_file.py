@@ -1,4 +1,4 @@
-"""A table of the paper as a file of data: its rows as settings of one recipe, its columns as scores, the paper's numbers.
+"""A table of the paper as a file of data: its rows as settings of one recipe, its columns as scores, its numbers.
 
 The file's docstring begins with the claim in a sentence. It has these names; what differs between scales is a dict with
 the names of scales as keys, at any depth, and a row or column whose value is None at a scale does not exist there:
