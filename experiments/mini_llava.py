@@ -42,7 +42,7 @@ def make_llava(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, width: int = 48
 ) -> LlavaForConditionalGeneration:
     """A LLaVA around a base LLM, with a new vision tower and projector; the tokenizer learns the image token."""
-    tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.additional_special_tokens, IMAGE]})
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
     base.resize_token_embeddings(len(tokenizer))
     vision = CLIPVisionConfig(
         hidden_size=width,
