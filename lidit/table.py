@@ -28,10 +28,6 @@ IN_ONE = (
 )
 
 
-class Failed(ValueError):
-    """Some rows could not be run."""
-
-
 @dataclass(frozen=True)
 class Piece:
     """One command, and the file that is there once it is done; None: it finds out itself."""
@@ -160,7 +156,7 @@ def run(found: list[Run], stage: str | None, options: list[str]) -> None:
     """Do what is missing, run after run; one that fails is named, and the rest goes on.
 
     Raises:
-        Failed: naming the runs that did.
+        ValueError: naming the runs that did.
     """
     prepared: set[str] = set()
     failed = []
@@ -178,7 +174,7 @@ def run(found: list[Run], stage: str | None, options: list[str]) -> None:
         else:
             prepared |= {as_line(piece.words) for piece in todo if piece.stage == "prepare"}
     if failed:
-        raise Failed(f"{len(failed)} of {len(found)} runs failed: {'; '.join(failed)}; what they said is above")
+        raise ValueError(f"{len(failed)} of {len(found)} runs failed: {'; '.join(failed)}; what they said is above")
 
 
 def together(pieces: list[Piece]) -> list[list[str]]:

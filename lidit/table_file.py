@@ -35,7 +35,7 @@ class Column:
 
     benchmark: str
     score: str
-    factor: float
+    factor: float | int
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Table:
     setting: dict[str, Any]
     rows: list[Row]
     columns: dict[str, Column]
-    paper: dict[str, dict[str, float]]
+    paper: dict[str, dict[str, float | int]]
     claims: list[tuple[str, str, str]]
     plot: str
 

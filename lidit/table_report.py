@@ -20,7 +20,7 @@ from lidit.table_file import SCALES, Table, read_table, tables_in
 
 CLEAR = 2.0  # standard errors by which a difference is called clear
 TITLES = {"mini": "In miniature", "paper": "At paper scale"}
-Numbers = dict[str, dict[str, list[float]]]  # row, column, one for each seed
+Numbers = dict[str, dict[str, list[float | int]]]  # row, column, one for each seed
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Order:
     better: str
     worse: str
     column: str
-    paper: float | None
-    ours: float
-    error: float | None
+    paper: float | int | None
+    ours: float | int
+    error: float | int | None
 
     @property
     def holds(self) -> bool:
@@ -52,7 +52,7 @@ class Order:
         return f"{said}, {'clearly' if ratio > CLEAR else 'within the spread'} ({ratio:.1f} standard errors)"
 
 
-def spread(numbers: Numbers, column: str) -> float | None:
+def spread(numbers: Numbers, column: str) -> float | int | None:
     """Standard deviation between seeds of one row, pooled over the rows that have several; None: none has."""
     several = [rows[column] for rows in numbers.values() if len(rows.get(column, [])) > 1]
     if not several:
@@ -73,7 +73,7 @@ def compare(table: Table, numbers: Numbers, better: str, worse: str, column: str
     return Order(better, worse, column, paper, mean(ours[0]) - mean(ours[1]), error)
 
 
-def kendall(table: Table, numbers: Numbers, column: str) -> tuple[float, int, int] | None:
+def kendall(table: Table, numbers: Numbers, column: str) -> tuple[float | int, int, int] | None:
     """Kendall's tau between the paper's order of rows and ours, pairs in the same order, and all pairs.
 
     A pair that is equal for either counts for neither side. None: fewer than two rows have both numbers.
@@ -161,7 +161,7 @@ def markdown(table: Table, numbers: Numbers, runs: list[dict]) -> list[str]:
     return ["\n".join(lines), *_claims(table, numbers), *_taus(table, numbers), _made(runs)]
 
 
-def number(values: list[float]) -> str:
+def number(values: list[float | int]) -> str:
     """Mean over seeds, with their standard deviation where there are several."""
     if not values:
         return ""
