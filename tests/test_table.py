@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ COMPONENTS = EXPERIMENTS / "table2_components.py"
 def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     """Table files name recipes as the repository's root sees them."""
     monkeypatch.chdir(EXPERIMENTS.parent)
+    monkeypatch.setattr(sys, "argv", ["lidit"])  # LightningCLI warns of pytest's arguments
 
 
 def parsed(config: str, options: list[str]) -> TextToImage:
