@@ -63,9 +63,7 @@ def test_the_most_likely_description_is_the_answer(tiny_llama: Path, which: int)
     assert answer(Knows(tokenizer, tiny_llama, texts[which]), tokenizer, [question]) == [which]
 
 
-def test_every_kind_of_model_is_asked_and_scores_are_shares(
-    tiny_llama: Path, tiny_t5: Path, tmp_path: Path
-) -> None:
+def test_every_kind_of_model_is_asked_and_scores_are_shares(tiny_llama: Path, tiny_t5: Path, tmp_path: Path) -> None:
     llms = [{"name": str(tiny_llama)}, {"class_path": "lidit.models.t5.FrozenT5", "init_args": {"name": str(tiny_t5)}}]
     score(llms, str(tmp_path), count=4)
     found = json.loads((tmp_path / "scores.json").read_text())["scores"]
