@@ -149,11 +149,10 @@ def train(
         num_layers=depth,
         num_decoder_layers=decoder_depth,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
         dropout_rate=0.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        **{"tie_word_embeddings": False, "decoder_start_token_id": tokenizer.pad_token_id},  # of every config
         **shape,
     )
     model = T5ForConditionalGeneration(config)
