@@ -144,6 +144,7 @@ def train(
     corpus = list(texts(seed, documents))
     tokenizer = make_tokenizer(vocabulary, [*corpus[:2000], *[INSTRUCTION] * 50])
     shape = {"d_model": width, "d_kv": width // 4, "d_ff": width * 8 // 3 // 32 * 32, "num_heads": 4}
+    shape |= {"tie_word_embeddings": False, "decoder_start_token_id": tokenizer.pad_token_id}
     config = T5Config(
         vocab_size=vocabulary,
         num_layers=depth,
@@ -152,7 +153,6 @@ def train(
         dropout_rate=0.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **{"tie_word_embeddings": False, "decoder_start_token_id": tokenizer.pad_token_id},  # of every config
         **shape,
     )
     model = T5ForConditionalGeneration(config)
