@@ -4,7 +4,12 @@ Stand-ins for LLaMA3-8B and Qwen1.5-7B: the same architectures from transformers
 with a tokenizer and a chat template of its own, so that everything in `lidit` that reads an LLM reads these unchanged.
 
     python -m experiments.mini_llm train --config experiments/configs/mini_llm_llama.yaml
-    python -m experiments.mini_llm card --out lidit/assets/llm_llama
+    python -m experiments.mini_llm card --out lidit/assets/llm_llama --recipe experiments/configs/mini_llm_llama.yaml
+
+Base models, which are not tuned (`instruct_steps: 0`), are what `mini_llava.py` goes on from; their recipes say
+`recipe`, and so write the card too:
+
+    python -m experiments.mini_llm train --config experiments/configs/mini_llm_llama_base.yaml   # and _qwen_base
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -102,6 +107,7 @@ def make_model(
 
 
 Document = tuple[list[int], int]  # token ids, and how many of them at the start are not to be predicted
+Batch = tuple[Tensor, ...]
 
 
 def caption_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int, held: bool = False) -> list[Document]:
@@ -121,8 +127,11 @@ def dialogue_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int
     return documents
 
 
-def batches(documents: list[Document], size: int, pad: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (ids, labels) of documents of similar length."""
+def batches(
+    documents: list, size: int, pad: int, rng: random.Random, collate: Callable[[list, int], Batch] | None = None
+) -> Iterator[Batch]:
+    """Endless batches of documents of similar length; by default (ids, labels)."""
+    collate = collate or padded
     while True:
         order = sorted(range(len(documents)), key=lambda i: (len(documents[i][0]) // 8, rng.random()))
         groups = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
@@ -130,7 +139,7 @@ def batches(documents: list[Document], size: int, pad: int, rng: random.Random) 
             yield collate([documents[i] for i in group], pad)
 
 
-def collate(documents: list[Document], pad: int) -> tuple[Tensor, Tensor]:
+def padded(documents: list[Document], pad: int) -> Batch:
     """Right-padded token ids and labels (b l)."""
     length = max(len(ids) for ids, _ in documents)
     ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in documents])
@@ -145,14 +154,21 @@ def next_token_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tens
 
 
 def optimize(
-    model: PreTrainedModel, stream: Iterator[tuple[Tensor, Tensor]], steps: int, learning_rate: float, what: str
+    model: PreTrainedModel,
+    stream: Iterator[Batch],
+    steps: int,
+    learning_rate: float,
+    what: str,
+    loss_of: Callable[..., Tensor] = next_token_loss,
 ) -> None:
-    """AdamW with warm-up and cosine."""
+    """AdamW with warm-up and cosine; without steps, nothing."""
+    if not steps:
+        return
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     start = time.time()
     for step in range(steps):
-        loss = next_token_loss(model, *next(stream))
+        loss = loss_of(model, *next(stream))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,6 +191,7 @@ def train(
     documents: int = 30000,
     seed: int = 0,
     threads: int = 2,
+    recipe: str | None = None,
 ) -> None:
     """Train one miniature LLM and save it as a transformers checkpoint in bfloat16.
 
@@ -185,12 +202,13 @@ def train(
         depth: blocks.
         vocabulary: size of the byte-level BPE vocabulary.
         steps: of next-token prediction on captions.
-        instruct_steps: of instruction tuning.
+        instruct_steps: of instruction tuning; 0 leaves a base model.
         batch_size: documents a step.
         learning_rate: peak of the first phase; the second has a third of it.
         documents: drawn for each phase.
         seed: decides weights, data and order.
         threads: CPU threads.
+        recipe: the YAML these arguments come from, for the card; none: no card is written.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -207,12 +225,14 @@ def train(
     pad = tokenizer.pad_token_id
     stream = batches(caption_documents(tokenizer, seed, documents), batch_size, pad, rng)
     optimize(model, stream, steps, learning_rate, "captions")
-    # a quarter captions, so that they are not forgotten
-    tuning = dialogue_documents(tokenizer, seed, documents) + caption_documents(tokenizer, seed + 1, documents // 3)
-    stream = batches(tuning, batch_size, pad, rng)
-    optimize(model, stream, instruct_steps, learning_rate / 3, "instruction")
+    if instruct_steps:  # a quarter captions, so that they are not forgotten
+        tuning = dialogue_documents(tokenizer, seed, documents) + caption_documents(tokenizer, seed + 1, documents // 3)
+        stream = batches(tuning, batch_size, pad, rng)
+        optimize(model, stream, instruct_steps, learning_rate / 3, "instruction")
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    if recipe is not None:
+        card(out, recipe, seed=10_000)
 
 
 @torch.no_grad()
@@ -220,7 +240,7 @@ def perplexity(model: PreTrainedModel, documents: list[Document], pad: int) -> f
     """Exp of the mean cross entropy per predicted token."""
     total, tokens = 0.0, 0
     for i in range(0, len(documents), 50):
-        ids, labels = collate(documents[i : i + 50], pad)
+        ids, labels = padded(documents[i : i + 50], pad)
         predicted = int((labels[:, 1:] != IGNORE).sum())
         total += float(next_token_loss(model, ids, labels)) * predicted
         tokens += predicted

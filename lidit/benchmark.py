@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module
@@ -26,6 +25,7 @@ import numpy as np
 
 from lidit.arguments import parse_functions, take
 from lidit.assets import resolve
+from lidit.callbacks.provenance import commit
 from lidit.eval.suite import BenchmarkError, Picture, Suite
 from lidit.pipeline import BUNDLED, Pipeline, parse_size, save_image
 
@@ -201,7 +201,7 @@ def _claim(run: Path, suite: Suite, settings: dict) -> None:
         _write_text(run / path, content)
     about = {"pictures": len(suite.pictures), "seed_rule": "seed + number of the sample, for every prompt alike"}
     packages = ("lidit", "torch", "transformers", "diffusers")
-    _write(run / PROVENANCE, asked | about | {"versions": {p: version(p) for p in packages}, "commit": _commit()})
+    _write(run / PROVENANCE, asked | about | {"versions": {p: version(p) for p in packages}, "commit": commit()})
 
 
 def _digest(suite: Suite) -> str:
@@ -217,15 +217,6 @@ def _origin(checkpoint: str) -> dict:
         raise FileNotFoundError(f"no checkpoint or exported folder at {checkpoint}")
     with weights.open("rb") as file:
         return {"checkpoint": checkpoint, "weights": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _commit() -> str | None:
-    """The source's commit, where it lies in a git repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _benchmark_of(run: Path) -> str:

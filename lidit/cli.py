@@ -1,6 +1,7 @@
 """The command line: `lidit VERB ...`. Nothing heavy is imported before a verb is known, so that help is at once.
 
-Exit codes: 0 done; 1 the input is wrong; 2 the command line or a recipe is not understood; 130 interrupted.
+Exit codes: 0 done; 1 the input is wrong; 2 the command line or a recipe is not understood; 75 a run that was told to
+stop has saved and can go on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,18 +9,25 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentError
+from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib import import_module
+
+from lidit import signals
 
 VERBS = {  # verb: (the function that does it, what it does)
     "demo": ("lidit.demo:demo", "train a small model for some minutes, then compare it with the bundled one"),
     "sample": ("lidit.sample:main", "draw what a sentence says, or a benchmark's pictures"),
     "score": ("lidit.benchmark:score", "judge a benchmark's pictures"),
     "report": ("lidit.benchmark:report", "print the scores of runs side by side"),
+    "table": ("lidit.table:main", "plan, run, score or report a table of the paper, beside the paper's numbers"),
     "encode": ("lidit.sample:encode", "show how each LLM reads a prompt, and what the transformer gets of it"),
     "fit": ("lidit.fit:fit", "train a model from a recipe"),
     "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "the test loss of a checkpoint"),
+    "launch local": ("lidit.launch:local", "run a command on this machine's devices, or print the line for several"),
+    "launch slurm": ("lidit.launch:slurm", "submit a command as a job of Slurm, or print the job's script"),
+    "runs": ("lidit.runs:runs", "what became of runs and jobs: state, step, last loss, error"),
     "export": ("lidit.pipeline:export", "write a folder of safetensors and configuration from a checkpoint"),
     "prep filter": ("data_prep.filter:filter_records", "choose which records of a collection go into shards, by rules"),
     "prep shard": ("data_prep.shard:shard", "write tar shards of images and captions"),
@@ -30,6 +38,7 @@ VERBS = {  # verb: (the function that does it, what it does)
 }
 RECIPES = ("fit", "validate", "test")  # of Lightning
 OWN_WAY = (*RECIPES, "sample", "score")  # read their arguments themselves
+LAUNCHERS = ("launch local", "launch slurm")  # take another command line, after --
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,19 +62,42 @@ def run(argv: list[str]) -> None:
     Raises:
         ArgumentError: there is no such verb, or it does not take these arguments.
     """
-    verb = next((verb for verb in (" ".join(argv[:2]), *argv[:1]) if verb in VERBS), None)
+    verb = find(argv)
     if verb is None:
         print_help(argv)
         return
-    rest = argv[len(verb.split()) :]
+    with signals.remembered() if verb == "fit" else nullcontext():  # before the seconds that importing torch takes
+        do(verb, argv[len(verb.split()) :])
+
+
+def find(argv: list[str]) -> str | None:
+    """The verb that a command line begins with."""
+    return next((verb for verb in (" ".join(argv[:2]), *argv[:1]) if verb in VERBS), None)
+
+
+def do(verb: str, rest: list[str]) -> None:
+    """Import what does the verb, and do it."""
     module, function = VERBS[verb][0].split(":")
     command = getattr(import_module(module), function)
+    if verb in LAUNCHERS:
+        command(rest, check)
+        return
     if verb in OWN_WAY:
         command(rest)
         return
     from lidit.arguments import call
 
     call(command, f"lidit {verb}", rest)
+
+
+def check(argv: list[str]) -> None:
+    """See that a command line begins with a verb.
+
+    Raises:
+        ArgumentError: it does not.
+    """
+    if find(argv) is None:
+        print_help([*argv[:2], ""])  # nothing begins so
 
 
 def print_help(argv: list[str]) -> None:

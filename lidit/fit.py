@@ -12,14 +12,19 @@ from typing import Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
+from torch.distributed import DistNetworkError
 
+from lidit import signals
 from lidit.arguments import parse
 from lidit.callbacks.checkpoints import Checkpoints
 from lidit.callbacks.ema import EMA
+from lidit.callbacks.preemption import Preemption
+from lidit.callbacks.record import Record
 from lidit.checkpoint import all_in, check_whole, newest
 from lidit.data.cache import has_features
 from lidit.data.datamodule import ShardData
@@ -81,7 +86,8 @@ class RecipeCLI(LightningCLI):
             type=str | None,
             default=None,
             help="The run's folder, such as runs/first: every start logs into a version_N of it, and checkpoints are in"
-            " its checkpoints. Without it, each start is a run of its own.",
+            " its checkpoints; told to stop (SIGUSR1, SIGTERM), it saves first; `lidit runs` shows its state. Without"
+            " it, each start is a run of its own.",
         )
         parser.add_argument(
             "--resume",
@@ -107,12 +113,18 @@ class RecipeCLI(LightningCLI):
                 init.version = CSVLogger(init.save_dir, init.name).version
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """Find the checkpoint to go on from, and choose the strategy where the recipe leaves it open."""
+        """Find the checkpoint to go on from, choose the strategy where the recipe does not; let a run be preempted."""
         given, model = self.config_init[self.config.subcommand], self.model
+        if SLURMEnvironment.detect() and not given.trainer.plugins:  # Lightning's own requeue saves in the handler
+            kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
         model.parallel = given.parallel
         if given.resume or given.run:
             given.ckpt_path = resumed(model, given.run, given.resume, given.ckpt_path)
         kwargs |= chosen_strategy(model, given)
+        if given.run and self.config.subcommand == "fit":
+            kwargs["callbacks"] = attended(given.trainer.callbacks or [], Path(given.run))
+        else:
+            signals.release()
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -164,6 +176,12 @@ def lay_out(given: Namespace, folder: Path) -> None:
     for callback in callbacks:
         if callback.class_path.rpartition(".")[2] == Checkpoints.__name__ and callback.init_args.folder is None:
             callback.init_args.folder = str(folder / CHECKPOINTS)
+
+
+def attended(callbacks: list[Callback], run: Path) -> list[Callback]:
+    """A recipe's callbacks, and what a run with a folder has besides: its state, checkpoints, saving when signalled."""
+    own = (Record(str(run)), Checkpoints(folder=str(run / CHECKPOINTS)), Preemption())
+    return callbacks + [c for c in own if not any(isinstance(there, type(c)) for there in callbacks)]
 
 
 def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: str | None) -> str | None:
@@ -250,7 +268,25 @@ def run(verb: str, argv: list[str]) -> RecipeCLI:
             auto_configure_optimizers=False,
         )
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(explained(str(error))) from error
+    except DistNetworkError as error:
+        raise ValueError(explained(str(error))) from error
+
+
+def explained(message: str) -> str:
+    """What Lightning or PyTorch says of this machine, with the fix."""
+    if "EADDRINUSE" in message:
+        port = os.environ.get("MASTER_PORT", "?")
+        return (
+            f"port {port} (MASTER_PORT) is taken on this machine, and the ranks cannot meet there; choose another: "
+            "`lidit launch slurm --env MASTER_PORT=N`, `lidit launch local --port N`, or MASTER_PORT in the environment"
+        )
+    if "No supported gpu backend found" in message or "CUDAAccelerator" in message:
+        return (
+            "the recipe asks for GPUs, and this machine shows none: say --trainer.accelerator cpu, or start it where "
+            "there are some (`lidit launch slurm --gpus-per-node N`; `nvidia-smi` lists them)"
+        )
+    return message
 
 
 def quiet() -> None:

@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -63,6 +65,16 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = byte_tokenizer(QWEN_SPECIALS, QWEN_TEMPLATE, bos=None)
     torch.manual_seed(1)
     return saved(Qwen2ForCausalLM(Qwen2Config(**tiny_sizes(48, tokenizer))), tokenizer, tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a T5 of 4 blocks and width 32, whose tokenizer closes a text and knows a sentinel."""
+    tokenizer = byte_tokenizer(["<pad>", "</s>", "<extra_id_0>"], "", bos=None)
+    torch.manual_seed(3)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 4, "num_decoder_layers": 1, "num_heads": 4}
+    config = T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", decoder_start_token_id=0, **sizes)
+    return saved(T5ForConditionalGeneration(config), tokenizer, tmp_path_factory.mktemp("t5"))
 
 
 @pytest.fixture(scope="session")

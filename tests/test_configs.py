@@ -90,7 +90,7 @@ CHANGES = {
     "wrong type of a callback option": (("trainer", "callbacks", 0, "init_args", "decay"), "slow", "decay"),
     "unknown callback": (("trainer", "callbacks", 0, "class_path"), "lidit.callbacks.ema.EMMA", "EMMA"),
     "unknown option of another callback": (("trainer", "callbacks", 1, "init_args", "every"), 5, "every"),
-    "wrong choice": (("model", "prompt_encoder", "init_args", "truncate"), "never", "truncate"),
+    "wrong choice": (("model", "prompt_encoder", "init_args", "truncate"), "later", "truncate"),
 }
 
 

@@ -1,1 +1,1 @@
-"""What happens around the training step: EMA, samples, scores, throughput, guard."""
+"""What happens around the training step: EMA, samples, scores, throughput, guard, checkpoints, preemption, record."""

@@ -60,6 +60,8 @@ class FrozenLLM:
             token, for base models that have no template.
     """
 
+    AUTO: Any = AutoModel  # transformers' class that finds the model's own
+
     def __init__(
         self,
         name: str,
@@ -98,9 +100,15 @@ class FrozenLLM:
                 f"{self.name}: model type {kind!r} is none that transformers knows; name a decoder-only LLM"
             )
         config = AutoConfig.from_pretrained(self._config_file.parent)
-        if config.is_encoder_decoder:
-            raise ValueError(f"{self.name} is an encoder-decoder ({config.model_type}); name a decoder-only LLM")
+        self._check_kind(config)
         return config
+
+    def _check_kind(self, config: PreTrainedConfig) -> None:
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"{self.name} is an encoder-decoder ({config.model_type}); name a decoder-only LLM, or for a T5 "
+                "class_path: lidit.models.t5.FrozenT5"
+            )
 
     @property
     def width(self) -> int:
@@ -162,10 +170,10 @@ class FrozenLLM:
         held = quantized(device) if self.dtype == "int8" else {"dtype": getattr(torch, self.dtype)}
         try:
             with quiet():
-                model, report = AutoModel.from_pretrained(
+                model, report = self.AUTO.from_pretrained(
                     load_name(self.name),
                     revision=self.revision,
-                    config=truncate(text, self.depth),
+                    config=self._needed(),
                     attn_implementation="sdpa",
                     key_mapping=None if text is self._config else TOWER,
                     output_loading_info=True,
@@ -188,14 +196,21 @@ class FrozenLLM:
 
     def skeleton(self) -> PreTrainedModel:
         """What `read` gives, on the meta device: shapes without memory."""
-        config = truncate(self._config.get_text_config(), self.depth)
         with torch.device("meta"):
             dtype = torch.bfloat16 if self.dtype == "int8" else getattr(torch, self.dtype)
-            return self._frozen(AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa"))
+            return self._frozen(self.AUTO.from_config(self._needed(), dtype=dtype, attn_implementation="sdpa"))
+
+    def _needed(self) -> PreTrainedConfig:
+        """The config of what is read."""
+        return truncate(self._config.get_text_config(), self.depth)
+
+    def _stack(self, model: Any) -> Any:
+        """The module that holds the blocks and the final norm."""
+        return model
 
     def _frozen(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.depth < self._config.get_text_config().num_hidden_layers:
-            drop_final_norm(model, self.name)
+            drop_final_norm(self._stack(model), self.name)
         return model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -316,7 +331,7 @@ def truncate(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
     return type(config).from_dict(values | {"num_hidden_layers": depth})
 
 
-def drop_final_norm(model: PreTrainedModel, name: str) -> None:
+def drop_final_norm(model: nn.Module, name: str) -> None:
     """Make the last built block the model's output: hidden states before the last are not normalised."""
     found = [key for key in FINAL_NORMS if isinstance(getattr(model, key, None), nn.Module)]
     if len(found) != 1:

@@ -1,0 +1,81 @@
+"""What a run was made with and how long it took, beside its checkpoints: the facts a table's results are kept with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+RECORD = "record.json"  # in a run's folder
+PACKAGES = ("torch", "lightning", "transformers", "diffusers")
+
+
+class Provenance(Callback):
+    """Write `record.json` into the folder of `--run`: commit, versions, machine class, steps and seconds of training.
+
+    Seconds are wall time from the first batch to the last, start-up left out; those of several starts are added up.
+
+    Args:
+        every_n_steps: optimizer steps between two writings, so that a run that is stopped loses little.
+
+    Raises:
+        ValueError: the number is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 100):
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps of Provenance is {every_n_steps}; it must be at least 1")
+        self.every_n_steps, self._before, self._start = every_n_steps, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add to what earlier starts took, if this one goes on from them."""
+        path = Path(trainer.default_root_dir) / RECORD
+        earlier = json.loads(path.read_text()) if trainer.global_step and path.is_file() else {}
+        self._before, self._start = earlier.get("seconds", 0.0), monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self.write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """The file, whole or not at all."""
+        if not trainer.is_global_zero:
+            return
+        facts = {
+            "commit": commit(),
+            "versions": {package: version(package) for package in PACKAGES},
+            "machine": machine(trainer.world_size),
+            "steps": trainer.global_step,
+            "seconds": round(self._before + monotonic() - self._start, 1),
+        }
+        path = Path(trainer.default_root_dir) / RECORD
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        os.replace(temporary, path)
+
+
+def machine(ranks: int) -> str:
+    """The class of machine: how many ranks, on which accelerator or how many cores."""
+    if torch.cuda.is_available():
+        return f"{ranks} x {torch.cuda.get_device_name()}"
+    return f"{ranks} x CPU, {platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit() -> str | None:
+    """The source's commit, where it lies in a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

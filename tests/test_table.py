@@ -1,0 +1,402 @@
+"""Tables are data: every row parses at both scales, runs resume, and a report depends on the results alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from experiments import scene_questions, setting
+from lidit import table as verb
+from lidit.cli import VERBS, main
+from lidit.data.datamodule import ShardData
+from lidit.models.t5 import FrozenT5
+from lidit.module import TextToImage
+from lidit.table_file import SCALES, Row, Table, at_scale, read_table, tables_in
+from lidit.table_report import compare, kendall, spread
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+FILES = tables_in(EXPERIMENTS)
+COMPONENTS = EXPERIMENTS / "table2_components.py"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table files name recipes as the repository's root sees them."""
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    monkeypatch.setattr(sys, "argv", ["lidit"])  # LightningCLI warns of pytest's arguments
+
+
+def parsed(config: str, options: list[str]) -> TextToImage:
+    """What `lidit fit` would train, with every constructor called and nothing else."""
+    settings = {"run": False, "save_config_callback": None, "auto_configure_optimizers": False}
+    return LightningCLI(TextToImage, ShardData, args=["--config", config, *options], **settings).model
+
+
+def test_there_is_a_file_for_each_table_and_figure_that_is_run() -> None:
+    kinds = [path.stem.split("_")[0] for path in FILES]
+    assert kinds == ["figure2", "figure3", "table1", "table2", "table3", "table4", "table5", "table6"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_row_parses_over_its_recipe_and_changes_what_it_says(file: Path, scale: str) -> None:
+    table = read_table(file, scale)
+    assert len({row.digest for row in table.rows}) == len(table.rows) > 1
+    for row in table.rows:
+        model = parsed(row.config, row.options)
+        assert len(model.llms) == len(row.llms)
+        for llm, said in zip(model.llms, row.llms, strict=True):
+            arguments = said.get("init_args", said)
+            assert llm.name == arguments["name"]
+            assert isinstance(llm, FrozenT5) == ("t5" in llm.name)
+            assert llm.prompts.instruction == arguments.get("instruction", llm.prompts.instruction)
+        assert row.steps > 0
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_file_says_claim_command_cost_and_deviation(file: Path) -> None:
+    table = read_table(file, "mini")
+    assert re.match(r"(Table|Figure) \d: ", table.claim)
+    assert f"lidit table experiments/{file.name} run" in table.text
+    assert "Cost: mini" in table.text
+    assert "; paper" in table.text
+    assert "Ours deviates:" in table.text
+    assert table.claims
+
+
+def test_rows_that_tables_share_are_one_run() -> None:
+    digest = {(file.stem, row.label): row.digest for file in FILES for row in read_table(file, "mini").rows}
+    one = [
+        ("table2_components", "none"),
+        ("table3_causal_mask", "LLaMA3, no refiner"),
+        ("table4_instruction", "base LLM, none"),
+        ("figure2_understanding", "LLaMA3-8B"),
+        ("figure3_positional_bias", "LLaMA3-8B"),
+    ]
+    assert len({digest[place] for place in one}) == 1
+    assert len(set(digest.values())) < len(digest)
+
+
+def test_at_paper_scale_the_ablations_are_the_papers() -> None:
+    for row in read_table(COMPONENTS, "paper").rows:
+        recipe = row.recipe
+        assert (row.steps, recipe["data"]["batch_size"], recipe["model"]["learning_rate"]) == (300_000, 256, 1e-4)
+    llms = read_table(COMPONENTS, "paper").rows[-1].llms
+    assert [llm["name"] for llm in llms] == ["llava-hf/llama3-llava-next-8b-hf", "llava-hf/llava-interleave-qwen-7b-hf"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_plan_is_plain_commands_each_once_in_an_order_that_works(
+    scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", str(COMPONENTS), "plan", "--scale", scale, "--seeds", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(set(lines)) == len(lines)
+    verbs = []
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "lidit"
+        verbs.append(next(v for v in (" ".join(words[1:3]), words[1]) if v in VERBS))
+    assert verbs.count("fit") == 10
+    assert verbs.count("sample") == verbs.count("score") == 20
+    first = [verbs.index(v) for v in ("fit", "sample", "score")]
+    assert first == sorted(first)
+    assert main(["table", str(COMPONENTS), "plan", "--scale", scale, "--stage", "fit"]) == 0
+    assert all(line.startswith("lidit fit ") for line in capsys.readouterr().out.splitlines())
+
+
+MISTAKES = {
+    "unknown row": (["table2_components.py", "plan", "--rows", "[nothing]"], "no row 'nothing'.*it has none; instr", 1),
+    "unknown scale": (["table2_components.py", "plan", "--scale", "huge"], "huge", 2),
+    "unknown action": (["table2_components.py", "cook"], "cook", 2),
+    "no table": (["setting.py", "plan"], "is no table: it has no ROWS", 1),
+    "no file": (["table9.py", "plan"], "there is no table .*table2_components.py", 1),
+    "no seed": (["table2_components.py", "plan", "--seeds", "0"], "--seeds is 0", 1),
+    "no results": (["table2_components.py", "report", "--results", "/no/results"], "there are no results of table2", 1),
+    "nothing to score": (["table2_components.py", "score", "--runs", "/no/runs"], "no run of table2.* is finished", 1),
+}
+
+
+@pytest.mark.parametrize(("argv", "message", "code"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(argv: list[str], message: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", str(EXPERIMENTS / argv[0]), *argv[1:]]) == code
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.search(message, said[0])
+
+
+def test_a_claim_about_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "table2.py"
+    file.write_text(COMPONENTS.read_text() + '\nCLAIMS += [("none", "nothing", "DPG-Bench")]\n')
+    with pytest.raises(ValueError, match="speaks of 'DPG-Bench' of 'nothing'"):
+        read_table(file, "mini")
+
+
+def test_what_differs_between_scales_is_found_at_any_depth() -> None:
+    value = {"a": {"mini": 1, "paper": [2, {"mini": 3, "paper": 4}]}, "b": [{"mini": 5}], "c": {}}
+    assert at_scale(value, "mini") == {"a": 1, "b": [5], "c": {}}
+    assert at_scale(value, "paper") == {"a": [2, 4], "b": [None], "c": {}}
+
+
+class Pretend:
+    """In place of subprocess: leaves what the commands would, and remembers them; some rows fail."""
+
+    def __init__(self, fails: str = "nothing"):
+        self.fails, self.commands = fails, []
+
+    def run(self, words: list[str]) -> subprocess.CompletedProcess:
+        argvs = json.loads(words[-1]) if words[1] == "-c" else [words[3:]]
+        self.commands += argvs
+        code = 0
+        for argv in argvs:
+            if argv[0] == "fit" and self.fails in argv:
+                code = 1
+            elif argv[0] == "fit":
+                folder = Path(argv[argv.index("--run") + 1])
+                (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                (folder / "checkpoints/step-00002000.ckpt").touch()
+                (folder / "record.json").write_text(json.dumps(RECORD))
+            elif argv[0] == "score":
+                path = Path(argv[1]) / "scores.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps({"name": "judge", "images_scored": 8, "scores": {"overall": 0.25}}))
+        return subprocess.CompletedProcess(words, code)
+
+    def trained(self) -> int:
+        return sum(argv[0] == "fit" for argv in self.commands)
+
+
+RECORD = {"commit": "abc", "versions": {}, "machine": "a laptop", "steps": 2000, "seconds": 60.0}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, fails: str = "nothing") -> Pretend:
+    pretended = Pretend(fails)
+    monkeypatch.setattr(verb, "subprocess", pretended)
+    return pretended
+
+
+def test_run_does_what_is_missing_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["table", str(COMPONENTS), "run", "--runs", str(tmp_path)]
+    first = pretend(monkeypatch)
+    assert main([*arguments, "--rows", "[none]"]) == 0
+    assert first.trained() == 1
+    second = pretend(monkeypatch)
+    assert main([*arguments, "--rows", '["none", "instruction"]', "--seeds", "2"]) == 0
+    assert second.trained() == 3
+    drawn = next(tmp_path.rglob("scenes-dense/scores.json"))
+    drawn.unlink()
+    third = pretend(monkeypatch)
+    assert main([*arguments, "--rows", '["none", "instruction"]', "--seeds", "2"]) == 0
+    assert [argv[0] for argv in third.commands if argv[0] != "prep"] == ["sample", "score"]
+    fourth = pretend(monkeypatch)
+    assert main([*arguments, "--rows", '["none", "instruction"]', "--seeds", "2"]) == 0
+    assert fourth.commands == []
+
+
+def test_options_go_to_the_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = pretend(monkeypatch)
+    options = ["--rows", "[none]", "--options", "--trainer.devices 2"]
+    assert main(["table", str(COMPONENTS), "run", "--runs", str(tmp_path), *options]) == 0
+    assert [argv[0] for argv in pretended.commands if "--trainer.devices" in argv] == ["fit"]
+
+
+def test_a_row_that_fails_is_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretended = pretend(monkeypatch, fails="collaborative")
+    assert main(["table", str(COMPONENTS), "run", "--runs", str(tmp_path)]) == 1
+    assert pretended.trained() == 5
+    assert "1 of 5 runs failed: table2_components, instruction + token refiner + collab" in capsys.readouterr().err
+    results = tmp_path / "results"
+    assert main(["table", str(COMPONENTS), "score", "--runs", str(tmp_path), "--results", str(results)]) == 0
+    runs = json.loads((results / "table2_components.json").read_text())["runs"]
+    assert sorted(run["row"] for run in runs) == sorted(row.label for row in read_table(COMPONENTS, "mini").rows[:4])
+    assert runs[0]["scores"] == {"T2I-CompBench": 25.0, "DPG-Bench": 25.0}
+    assert {"config", "keys", "seed", "commit", "versions", "steps", "seconds", "machine", "digest"} <= set(runs[0])
+
+
+def test_a_recipe_that_was_changed_is_another_run(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {"max_steps": 5}}))
+    before = Row("a", str(config), {}).digest
+    config.write_text(yaml.safe_dump({"trainer": {"max_steps": 6}}))
+    assert Row("a", str(config), {}).digest != before
+    assert Row("a", str(config), {"trainer.max_steps": 7}).steps == 7
+
+
+def numbers(**rows: list[float]) -> dict:
+    return {row: {"score": values} for row, values in rows.items()}
+
+
+def a_table(**paper: float) -> Table:
+    return Table("t", "mini", "", {}, [], {}, {row: {"score": value} for row, value in paper.items()}, [], "bars")
+
+
+def test_kendalls_tau_counts_the_pairs_in_the_papers_order() -> None:
+    table = a_table(a=1, b=2, c=3)
+    assert kendall(table, numbers(a=[1], b=[2], c=[3]), "score") == (1, 3, 3)
+    assert kendall(table, numbers(a=[3], b=[2], c=[1]), "score") == (-1, 0, 3)
+    assert kendall(table, numbers(a=[1, 3], b=[1], c=[3]), "score") == (pytest.approx(1 / 3), 2, 3)
+    assert kendall(table, numbers(a=[1], b=[1]), "score") == (0, 0, 1)
+    assert kendall(table, numbers(a=[1]), "score") is None
+    assert kendall(table, numbers(a=[1], other=[2]), "score") is None
+
+
+def test_a_difference_is_measured_against_the_spread_between_seeds() -> None:
+    table = a_table(a=10, b=4)
+    found = numbers(a=[52.0, 54.0], b=[50.0, 52.0], c=[1.0])
+    assert spread(found, "score") == pytest.approx(2**0.5)
+    order = compare(table, found, "a", "b", "score")
+    assert (order.paper, order.ours, order.holds) == (6, 2, True)
+    assert order.error == pytest.approx(2**0.5)
+    assert order.verdict == "holds, within the spread (1.4 standard errors)"
+    assert compare(table, found, "b", "a", "score").verdict.startswith("does not hold, within")
+    clear = numbers(a=[62.0, 64.0], b=[50.0, 52.0])
+    assert compare(table, clear, "a", "b", "score").verdict.startswith("holds, clearly (8.5 ")
+    once = numbers(a=[3.0], b=[1.0])
+    assert compare(table, once, "a", "b", "score").verdict == "holds (one seed: no spread)"
+    assert compare(table, once, "a", "not run", "score") is None
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    """A folder of tables with made-up results of two seeds of Table 2, and of some rows of the figures."""
+    folder = tmp_path / "experiments"
+    (folder / "results").mkdir(parents=True)
+    for file in FILES:
+        shutil.copy(file, folder)
+    for stem, rows in {"table2_components": 5, "figure2_understanding": 6, "figure3_positional_bias": 2}.items():
+        table = read_table(folder / f"{stem}.py", "mini")
+        runs = [
+            {"scale": "mini", "row": row.label, "seed": seed, "scores": dict.fromkeys(table.columns, 30 + 5 * i + seed)}
+            | RECORD
+            for i, row in enumerate(table.rows[:rows])
+            for seed in range(2)
+        ]
+        (folder / "results" / f"{stem}.json").write_text(json.dumps({"table": stem, "runs": runs}))
+    return folder
+
+
+def test_a_report_says_what_was_measured_beside_the_paper(reported: Path) -> None:
+    assert main(["table", str(reported / "table2_components.py"), "report"]) == 0
+    text = (reported / "results/table2_components.md").read_text()
+    assert "| none | 30.5 ± 0.7 | 38.72 | 30.5 ± 0.7 | 66.15 | 2 |" in text
+    assert "8 of 8 of the paper's orders hold." in text
+    assert "Kendall's tau 1.00" in text
+    assert "abc" in text
+    board = (reported / "README.md").read_text()
+    assert "| mini | 8 of 8 |" in board
+    assert "(results/table2_components-mini.png)" in board
+    assert (reported / "results/figure3_positional_bias-mini.png").is_file()
+    assert "2 were not measured" in (reported / "results/figure3_positional_bias.md").read_text()
+
+
+def test_reporting_again_changes_no_byte(reported: Path) -> None:
+    def written() -> dict[str, bytes]:
+        for stem in ("table2_components", "figure2_understanding", "figure3_positional_bias"):
+            assert main(["table", str(reported / f"{stem}.py"), "report"]) == 0
+        return {path.name: path.read_bytes() for path in reported.rglob("*") if path.suffix in (".md", ".png")}
+
+    first = written()
+    assert len(first) == 7
+    assert written() == first
+
+
+def test_the_committed_reports_are_those_of_the_committed_results(tmp_path: Path) -> None:
+    committed = [file for file in FILES if (EXPERIMENTS / "results" / f"{file.stem}.json").is_file()]
+    if not committed:
+        pytest.skip("no table has been run yet: experiments/results holds none of them")
+    copy = shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
+    for file in committed:
+        assert main(["table", str(copy / file.name), "report"]) == 0
+        name = f"results/{file.stem}.md"
+        assert (copy / name).read_text() == (EXPERIMENTS / name).read_text()
+    assert (copy / "README.md").read_text() == (EXPERIMENTS / "README.md").read_text()
+
+
+def in_this_process(words: list[str]) -> subprocess.CompletedProcess:
+    """A command of the table without the seconds that a new interpreter takes."""
+    if words[1:3] == ["-m", "lidit"]:
+        return subprocess.CompletedProcess(words, main(words[3:]))
+    if words[1] == "-c":
+        return subprocess.CompletedProcess(words, next(filter(None, map(main, json.loads(words[-1]))), 0))
+    arguments = dict(zip(words[4::2], words[5::2], strict=True))
+    scene_questions.score(json.loads(arguments["--llms"]), arguments["--out"], int(arguments["--count"]))
+    return subprocess.CompletedProcess(words, 0)
+
+
+@pytest.fixture
+def tiny_world(
+    tiny_recipe: Path,
+    tiny_vae: Path,
+    tiny_llama: Path,
+    tiny_qwen: Path,
+    tiny_t5: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The tables' setting with tiny models, three steps and a picture a task; the runs' folder."""
+    recipe = yaml.safe_load(tiny_recipe.read_text())
+    recipe["trainer"] |= {"max_steps": 3, "val_check_interval": 3}
+    recipe["data"].pop("val")
+    for callback in recipe["trainer"]["callbacks"][1:]:
+        callback |= {"class_path": "lidit.callbacks.checkpoints.Checkpoints", "init_args": {"every_n_steps": 3}}
+    recipe["trainer"]["callbacks"].append({"class_path": "lidit.callbacks.provenance.Provenance"})
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(recipe))
+    cache = {"out": str(tmp_path / "cache"), "options": f"--shards {recipe['data']['train']} --vae {tiny_vae}"}
+    changed = {"config": str(config), "prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
+    changed["commands"] = {"scene-questions": "python -m experiments.scene_questions score --count 2"}
+    monkeypatch.setitem(setting.SETTING, "mini", changed)
+    folders = {"llama": tiny_llama, "llama_base": tiny_llama, "qwen": tiny_qwen, "qwen_base": tiny_qwen, "t5": tiny_t5}
+    for name, folder in folders.items():
+        monkeypatch.setitem(setting.LLMS, name, {**setting.LLMS[name], "mini": {"name": str(folder)}})
+    return tmp_path / "runs"
+
+
+@pytest.mark.slow
+def test_a_row_of_each_table_runs_is_scored_and_reported(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "subprocess", type("InProcess", (), {"run": staticmethod(in_this_process)}))
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    chosen = {
+        "table6_fusion": 3,
+        "table3_causal_mask": 0,
+        "table5_refiner": 3,
+        "table1_main": 0,
+        "figure2_understanding": 2,
+    }
+    for file in FILES:
+        shutil.copy(file, folder)
+        table = read_table(folder / file.name, "mini")
+        row = table.rows[chosen.get(file.stem, 1)]
+        arguments = ["table", str(folder / file.name)]
+        asked = ["--runs", str(tiny_world), "--rows", json.dumps([row.label])]
+        assert main([*arguments, "run", *asked]) == 0
+        assert main([*arguments, "score", *asked]) == 0
+        assert main([*arguments, "report"]) == 0
+        (run,) = json.loads((folder / "results" / f"{file.stem}.json").read_text())["runs"]
+        assert run["steps"] == 3
+        assert run["seconds"] > 0
+        assert set(run["scores"]) == set(table.columns)
+        assert row.label in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_rows_run_as_processes_of_their_own(tiny_world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = ["--runs", str(tiny_world), "--rows", "[none]"]
+    assert main(["table", str(COMPONENTS), "run", *asked]) == 0
+    assert len(list(tiny_world.rglob("scores.json"))) == 2
+    assert main(["table", str(COMPONENTS), "run", *asked, "--stage", "fit"]) == 0
+    capfd.readouterr()
