@@ -15,8 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from lidit.checkpoint import check_shapes, shapes
 from lidit.data.datamodule import Batch
+from lidit.models.adapter import AdaptedUNet
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
+from lidit.models.llmdiff import LLMDiffEncoder
 from lidit.models.prompt_encoder import Features, PromptEncoder
 from lidit.models.vae import FrozenVAE
 from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
@@ -47,8 +49,8 @@ class TextToImage(LightningModule):
         self,
         llms: list[FrozenLLM],
         vae: FrozenVAE,
-        prompt_encoder: Callable[[list[int], int], PromptEncoder],
-        backbone: Callable[[int], LIDiT],
+        prompt_encoder: Callable[[list[int], int], PromptEncoder | LLMDiffEncoder],
+        backbone: Callable[[int], LIDiT | AdaptedUNet],
         objective: RectifiedFlow | DDPM,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
@@ -63,12 +65,12 @@ class TextToImage(LightningModule):
         self.make_prompt_encoder, self.make_backbone = prompt_encoder, backbone
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_steps, self.cosine, self.optimizer = warmup_steps, cosine, optimizer
-        self.prompt_encoder: PromptEncoder | None = None
-        self.backbone: LIDiT | None = None
+        self.prompt_encoder: PromptEncoder | LLMDiffEncoder | None = None
+        self.backbone: LIDiT | AdaptedUNet | None = None
         self.parallel = Parallel()
         self._seed: int | None = None  # of a run that goes on
 
-    def build(self) -> tuple[LIDiT, PromptEncoder]:
+    def build(self) -> tuple[LIDiT | AdaptedUNet, PromptEncoder | LLMDiffEncoder]:
         """What is trained, with new weights."""
         backbone = self.make_backbone(self.vae.channels)
         return backbone, self.make_prompt_encoder([llm.width for llm in self.llms], backbone.width)

@@ -18,8 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from lidit.models.adapter import AdaptedUNet
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
+from lidit.models.llmdiff import LLMDiffEncoder
 from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder
 from lidit.models.refiners import CollaborativeRefiner, LinguisticTokenRefiner
 
@@ -46,8 +48,14 @@ class Parallel:
         if self.checkpoint_every < 0:
             raise ValueError(f"parallel.checkpoint_every is {self.checkpoint_every}; it must be 0 (none) or more")
 
-    def apply(self, backbone: LIDiT) -> None:
-        """Checkpoint and compile the blocks of a built backbone; sharding comes after this."""
+    def apply(self, backbone: LIDiT | AdaptedUNet) -> None:
+        """Checkpoint and compile the blocks of a built backbone; sharding comes after this.
+
+        Raises:
+            ValueError: it has no blocks for that.
+        """
+        if (self.checkpoint_every or self.compile) and not len(backbone.blocks):
+            raise ValueError("this backbone has no blocks to checkpoint or compile; leave out the recipe's `parallel`")
         if self.checkpoint_every:
             for block in backbone.blocks[:: self.checkpoint_every]:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -56,7 +64,7 @@ class Parallel:
                 block.compile(backend=self.compile_backend)
 
 
-def units(backbone: LIDiT, prompt_encoder: PromptEncoder) -> list[nn.Module]:
+def units(backbone: LIDiT | AdaptedUNet, prompt_encoder: PromptEncoder | LLMDiffEncoder) -> list[nn.Module]:
     """The modules whose weights are gathered together: each backbone block, each refiner, the two roots last."""
     refiners = (LinguisticTokenRefiner, CollaborativeRefiner)
     parts = [m for m in prompt_encoder.modules() if isinstance(m, refiners) and any(True for _ in m.parameters())]

@@ -8,8 +8,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lidit.models.adapter import AdaptedUNet
 from lidit.models.flops import backbone_flops, prompt_encoder_flops
 from lidit.models.lidit import LIDiT
+from lidit.models.llmdiff import LLMDiffEncoder
 from lidit.models.prompt_encoder import Features, PromptEncoder, Text
 from lidit.module import TextToImage
 
@@ -22,7 +24,8 @@ class Throughput(Callback):
     - `throughput/images_per_second`: over all ranks;
     - `throughput/seconds_per_step`: an optimizer step, waiting for data included;
     - `throughput/tflops_per_rank`: 10^12 operations a second of prompt encoder and backbone, forward and backward,
-      counted from sizes (`models/flops.py`); frozen LLMs and VAE and recomputed activations do not count;
+      counted from sizes (`models/flops.py`); frozen LLMs and VAE and recomputed activations do not count. Only of
+      PromptEncoder with LIDiT;
     - `throughput/data_wait`: share of time between two batches, 0 to 1: nearly all of it is waiting for the next one.
 
     What is not training is left out: the first steps, and every step in whose time the model was used in evaluation
@@ -45,6 +48,7 @@ class Throughput(Callback):
         self._left_out = 0  # batches that will not count from here
         self._images = self._flops = 0  # of the batch being trained on
         self._logged = 0  # global step
+        self._counted = True  # operations
         self._clear()
 
     def _clear(self) -> None:
@@ -55,6 +59,8 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
         """Watch the sizes that go through the model."""
         self._left_out, self._logged = self.warmup_batches, trainer.global_step
+        model = (pl_module.prompt_encoder, pl_module.backbone)
+        self._counted = isinstance(model[0], PromptEncoder) and isinstance(model[1], LIDiT)
         self._hooks = [
             pl_module.prompt_encoder.register_forward_pre_hook(self._see_text),
             pl_module.backbone.register_forward_pre_hook(self._see_image),
@@ -97,14 +103,17 @@ class Throughput(Callback):
         metrics = {
             "throughput/images_per_second": self.images * replicas / self.seconds,
             "throughput/seconds_per_step": self.seconds / self.batches * trainer.accumulate_grad_batches,
-            "throughput/tflops_per_rank": self.flops / self.seconds / 1e12,
             "throughput/data_wait": self.waited / self.seconds,
         }
+        if self._counted:
+            metrics["throughput/tflops_per_rank"] = self.flops / self.seconds / 1e12
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
 
-    def _see_text(self, encoder: PromptEncoder, inputs: tuple[list[Features], Tensor]) -> None:
+    def _see_text(self, encoder: PromptEncoder | LLMDiffEncoder, inputs: tuple[list[Features], Tensor]) -> None:
         """Count the prompt encoder's operations."""
+        if not self._counted:
+            return
         tokens, kept = [], []
         for x, mask, prompt_start in inputs[0]:
             position = torch.arange(mask.shape[1], device=mask.device)
@@ -112,13 +121,15 @@ class Throughput(Callback):
             kept.append(int((mask & (position >= prompt_start[:, None])).sum(1).max()))
         self._flops += FORWARD_AND_BACKWARD * len(inputs[1]) * prompt_encoder_flops(encoder, tokens, kept)
 
-    def _see_image(self, backbone: LIDiT, inputs: tuple[Tensor, Tensor, Text]) -> None:
+    def _see_image(self, backbone: LIDiT | AdaptedUNet, inputs: tuple[Tensor, Tensor, Text]) -> None:
         """Count images and the backbone's operations; out of training, spoil the time this falls into."""
         if not backbone.training:
             self._left_out = max(1, self._left_out)
         x, _, text = inputs
         image_tokens = x.shape[-2] * x.shape[-1] // backbone.patch**2
         self._images += len(x)
+        if not self._counted:
+            return
         self._flops += FORWARD_AND_BACKWARD * len(x) * backbone_flops(backbone, image_tokens, text.tokens.shape[1])
 
     def _unhook(self) -> None:

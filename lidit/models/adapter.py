@@ -9,6 +9,7 @@ repeated here. What is trained and saved is phi, the new projections and the gai
 from __future__ import annotations
 
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 
 from lidit.models.prompt_encoder import Text
 from lidit.models.source import find_file, load_name
+
+log = logging.getLogger(__name__)
 
 STEPS = 1000  # of the noise schedule that U-Nets of diffusers are trained with
 
@@ -169,6 +172,10 @@ class AdaptedUNet(nn.Module):
                 # past nn.Module's registration: the U-Net's parameters are frozen, and the processor's are ours
                 attn.__dict__["processor"] = self.adapters[key]
                 attn._modules.pop("processor", None)
+            trained, frozen = (sum(p.numel() for p in module.parameters()) for module in (self, unet))
+            log.info(
+                "%s: %.2fM parameters of the adapter are trained, %.2fM frozen", self.name, trained / 1e6, frozen / 1e6
+            )
             self.__dict__["_unet"] = unet  # no part of the module tree: no checkpoint or average holds it
         return self._unet.to(device)
 
