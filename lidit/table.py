@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from lidit.table_file import Row, Table, as_line, as_word, read_table
+from lidit.table_file import TRAINING, Row, Table, as_line, as_word, read_table
 
 RUNS = "runs/tables"
 RECORD, SCORES = "record.json", "scores.json"
@@ -219,8 +219,11 @@ def score(found: list[Run], folder: Path) -> None:
 def _result(each: Run) -> dict[str, Any]:
     """What is kept of a run."""
     found = {name: json.loads(each.scores(name).read_text()) for name in each.table.benchmarks}
+    record = json.loads((each.folder / RECORD).read_text())
+    numbers = {name: scored["scores"] for name, scored in found.items()}
+    numbers[TRAINING] = {name: value for name, value in record.items() if isinstance(value, int | float)}
     scores = {
-        label: round(column.factor * _value(found[column.benchmark]["scores"], column.score, each), 4)
+        label: round(column.factor * _value(numbers[column.benchmark], column.score, each), 4)
         for label, column in each.table.columns.items()
     }
     return {
@@ -230,7 +233,7 @@ def _result(each: Run) -> dict[str, Any]:
         "config": each.row.config,
         "keys": each.row.keys,
         "digest": each.row.digest,
-        **json.loads((each.folder / RECORD).read_text()),
+        **record,
         "judges": {name: scored["name"] for name, scored in found.items()},
         "images": {name: scored["images_scored"] for name, scored in found.items()},
         "scores": scores,

@@ -5,7 +5,8 @@ the names of scales as keys, at any depth, and a row or column whose value is No
 
     SETTING  {scale: {config, prepare, cache, sample, score, commands}}; see `experiments/setting.py`
     ROWS     {label: {key of the recipe: value}}; the key `config` names another recipe than the setting's
-    COLUMNS  {label: (benchmark, score in its scores.json, factor to the column's unit)}
+    COLUMNS  {label: (benchmark, score in its scores.json, factor to the column's unit)}; of the benchmark `record`, a
+             number that the training itself has left
     PAPER    {label: {column: the paper's number}}, also of rows that only the paper has
     CLAIMS   [(better row, worse row, column)]: what the paper says of these numbers
     PLOT     bars, lines (a line per row over the columns) or scatter (the first column against the second)
@@ -27,6 +28,7 @@ import yaml
 
 SCALES = ("mini", "paper")
 PLOTS = ("bars", "lines", "scatter")
+TRAINING = "record"  # of a column: not a benchmark, but what the training has left
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Table:
     @property
     def benchmarks(self) -> list[str]:
         """What has to be drawn and judged, each once."""
-        return list(dict.fromkeys(column.benchmark for column in self.columns.values()))
+        return [name for name in dict.fromkeys(c.benchmark for c in self.columns.values()) if name != TRAINING]
 
     def chosen(self, labels: list[str] | None) -> list[Row]:
         """The rows of these labels, or all.
@@ -145,8 +147,8 @@ def read_table(file: str | Path, scale: str) -> Table:
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """The table files of a folder, in their order."""
-    return sorted(path for path in folder.glob("*.py") if path.stem.startswith(("table", "figure")))
+    """The table files of a folder, in their order; ours beyond the paper's last."""
+    return sorted(folder.glob("table*.py")) + sorted(folder.glob("figure*.py")) + sorted(folder.glob("prompt_enc*.py"))
 
 
 def at_scale(value: Any, scale: str) -> Any:

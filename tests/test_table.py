@@ -43,7 +43,7 @@ def parsed(config: str, options: list[str]) -> TextToImage:
 
 def test_there_is_a_file_for_each_table_and_figure_that_is_run() -> None:
     kinds = [path.stem.split("_")[0] for path in FILES]
-    assert kinds == ["figure2", "figure3", "table1", "table2", "table3", "table4", "table5", "table6"]
+    assert kinds == [*(f"table{i}" for i in range(1, 7)), "figure2", "figure3", "prompt"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -65,11 +65,11 @@ def test_every_row_parses_over_its_recipe_and_changes_what_it_says(file: Path, s
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_file_says_claim_command_cost_and_deviation(file: Path) -> None:
     table = read_table(file, "mini")
-    assert re.match(r"(Table|Figure) \d: ", table.claim)
+    assert re.match(r"(Table|Figure) \d: |Ten ways", table.claim)
     assert f"lidit table experiments/{file.name} run" in table.text
     assert "Cost: mini" in table.text
     assert "; paper" in table.text
-    assert "Ours deviates:" in table.text
+    assert "Ours deviates" in table.text
     assert table.claims
 
 

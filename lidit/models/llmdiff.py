@@ -160,6 +160,8 @@ class LLMDiffEncoder(nn.Module):
         self.project = nn.Linear(features, width) if project else None
         self.pool = nn.Linear(features, width) if project else None
 
+    timeless = True  # the text is the same at every time
+
     def encode(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l e"]:
         """The normalised end of the chain, in float32, from features."""
         with torch.autocast(x.device.type, enabled=False):

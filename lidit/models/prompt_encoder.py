@@ -168,6 +168,11 @@ class PromptEncoder(nn.Module):
             if name.endswith(("gates", "modulation")) and isinstance(module, nn.Linear):
                 zeroed(module)
 
+    @property
+    def timeless(self) -> bool:
+        """Whether the text is the same at every time, so that it could be computed once per prompt."""
+        return self.time is None
+
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:
         """Refined text for time t in [0, 1].
 

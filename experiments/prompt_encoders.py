@@ -1,0 +1,45 @@
+"""Ten ways of feeding an LLM to a diffusion transformer, compared on one page: no paper has this table.
+
+    lidit table experiments/prompt_encoders.py run
+
+Cost: mini, 10 runs a seed of some minutes each on two CPU cores; paper, 10 x 300k steps of batch 256 at 256 px.
+
+Ours deviates from the systems that the presets are named after in what docs/prompt_encoders.md says; all read the same
+multi-modal LLM, train the same backbone on the same data, and differ in the prompt encoder alone. `once` is 1 where the
+text does not depend on the time, so that it can be computed once per prompt; `fall` is the first quarter of a list less
+the last.
+"""
+
+from experiments.setting import SETTING, row
+from lidit.models.presets import PRESETS, settings
+
+
+def preset(name: str) -> dict:
+    """A row with a preset's settings, written out, since a cache of features depends on them."""
+    what, rows = settings(name), row("llama", instruction=True, refiner=2)
+    keys = {f"model.prompt_encoder.init_args.{key}": value for key, value in what.prompt_encoder.items()}
+    keys |= {f"model.backbone.init_args.{key}": value for key, value in what.backbone.items()}
+    fusion = {"model.prompt_encoder.init_args.fusion": "concat"}  # there is one LLM
+    llms = {scale: {"model.llms": [llm | what.llm for llm in given["model.llms"]]} for scale, given in rows.items()}
+    return {scale: given | keys | fusion | llms[scale] for scale, given in rows.items()}
+
+
+ROWS = {name: preset(name) for name in PRESETS}
+
+
+def both(mini: tuple[str, str], paper: tuple[str, str] | None, factor: float = 1) -> dict:
+    """A column at both scales; the twins' scores are shares."""
+    return {"mini": (*mini, 100), "paper": (*paper, factor) if paper else None}
+
+
+COLUMNS = {
+    "attributes": both(("scenes-attributes", "overall"), ("t2i-compbench", "attributes np8"), 100),
+    "spatial": both(("scenes-attributes", "spatial"), ("t2i-compbench", "spatial *"), 100),
+    "counting": both(("scenes-geneval", "counting"), ("geneval", "counting"), 100),
+    "dense": both(("scenes-dense", "overall"), ("dpg-bench", "official average")),
+    "fall": both(("scenes-positional-bias", "q1 - q4"), ("positional-bias", "first minus last")),
+    "M parameters": ("record", "parameters", 1e-6),
+    "ms per step": ("record", "milliseconds_per_step", 1),
+    "once": ("record", "once_per_prompt", 1),
+}
+CLAIMS = [("li-dit", "plain", "attributes"), ("norm-average", "plain", "attributes")]  # the paper's; arXiv 2506.08210
