@@ -378,8 +378,6 @@ def test_a_row_of_each_table_runs_is_scored_and_reported(
         "figure2_understanding": 2,
     }
     for file in FILES:
-        if file == COMPONENTS:  # below, in processes
-            continue
         shutil.copy(file, folder)
         table = read_table(folder / file.name, "mini")
         row = table.rows[chosen.get(file.stem, 1)]
@@ -396,9 +394,27 @@ def test_a_row_of_each_table_runs_is_scored_and_reported(
 
 
 @pytest.mark.slow
-def test_rows_run_as_processes_of_their_own(tiny_world: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    asked = ["--runs", str(tiny_world), "--rows", "[none]"]
+def test_commands_run_in_processes_and_neighbours_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [f"lidit prep shard --out {tmp_path}/{name} --count 2 --workers 1" for name in ("a", "b")]
+    monkeypatch.setitem(setting.SETTING, "mini", {**setting.SETTING["mini"], "prepare": made, "cache": None})
+    processes = []
+    run = subprocess.run
+    monkeypatch.setattr(verb.subprocess, "run", lambda words: processes.append(words) or run(words))
+    asked = ["--runs", str(tmp_path / "runs"), "--rows", "[none]", "--stage", "prepare"]
     assert main(["table", str(COMPONENTS), "run", *asked]) == 0
-    assert len(list(tiny_world.rglob("scores.json"))) == 2
-    assert main(["table", str(COMPONENTS), "run", *asked, "--stage", "fit"]) == 0
-    capfd.readouterr()
+    assert len(processes) == 1
+    assert (tmp_path / "a/00000.tar").is_file()
+    assert (tmp_path / "b/00000.tar").is_file()
+    monkeypatch.setitem(setting.SETTING["mini"], "prepare", ["lidit prep shard --out no --count 0", *made])
+    assert main(["table", str(COMPONENTS), "run", *asked]) == 1
+
+
+def test_training_has_a_process_of_its_own() -> None:
+    words = [["lidit", "prep"], ["lidit", "fit"], ["lidit", "sample"], ["python", "-m", "x"], ["lidit", "score"]]
+    stages = ["prepare", "fit", "sample", "score", "score"]
+    processes = verb.together([verb.Piece(stage, each) for stage, each in zip(stages, words, strict=True)])
+    assert [process[1] for process in processes] == ["-c", "-m", "-c", "-m", "-c"]
+    assert processes[1][2:] == ["lidit", "fit"]
+    assert json.loads(processes[2][-1]) == [["sample"]]
+    neighbours = [verb.Piece("sample", ["lidit", "sample"]), verb.Piece("score", ["lidit", "score"])]
+    assert json.loads(verb.together(neighbours)[0][-1]) == [["sample"], ["score"]]
