@@ -296,6 +296,7 @@ def test_a_report_says_what_was_measured_beside_the_paper(reported: Path) -> Non
     board = (reported / "README.md").read_text()
     assert "| mini | 8 of 8 |" in board
     assert "(results/table2_components-mini.png)" in board
+    assert main(["table", str(reported / "figure3_positional_bias.py"), "report"]) == 0
     assert (reported / "results/figure3_positional_bias-mini.png").is_file()
     assert "2 were not measured" in (reported / "results/figure3_positional_bias.md").read_text()
 
