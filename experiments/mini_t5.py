@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,19 +144,22 @@ def train(
     torch.set_num_threads(threads)
     corpus = list(texts(seed, documents))
     tokenizer = make_tokenizer(vocabulary, [*corpus[:2000], *[INSTRUCTION] * 50])
-    shape = {"d_model": width, "d_kv": width // 4, "d_ff": width * 8 // 3 // 32 * 32, "num_heads": 4}
-    shape |= {"tie_word_embeddings": False, "decoder_start_token_id": tokenizer.pad_token_id}
-    config = T5Config(
-        vocab_size=vocabulary,
-        num_layers=depth,
-        num_decoder_layers=decoder_depth,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **shape,
-    )
-    model = T5ForConditionalGeneration(config)
+    shape: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": width // 4,
+        "d_ff": width * 8 // 3 // 32 * 32,
+        "num_heads": 4,
+        "num_layers": depth,
+        "num_decoder_layers": decoder_depth,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "dropout_rate": 0.0,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    model = T5ForConditionalGeneration(T5Config.from_dict(shape))
     nn.init.normal_(model.lm_head.weight, std=0.05)  # not transformers' 1, which begins at a loss of 70
     print(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
     optimize(

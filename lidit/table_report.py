@@ -119,7 +119,12 @@ def report(file: Path, results: Path) -> None:
     read_table(file, SCALES[0])
     if not (results / f"{file.stem}.json").is_file():
         raise ValueError(f"there are no results of {file.stem} in {results}; `lidit table {file} run`, then score")
-    text = write(file, results)
+    for scale in SCALES:
+        table = read_table(file, scale)
+        if numbers := read_numbers(table, results)[0]:
+            draw(table, numbers, picture_of(table, results))
+    text = text_of(file, results)
+    (results / f"{file.stem}.md").write_text(text)
     print(text)
     others = [other for other in tables_in(file.parent) if (results / f"{other.stem}.json").is_file()]
     board = file.parent / "README.md"
@@ -127,8 +132,13 @@ def report(file: Path, results: Path) -> None:
     print(f"{results / file.stem}.md, {board}")
 
 
-def write(file: Path, results: Path) -> str:
-    """Write TABLE.md and a PNG for each scale that was measured, and return the Markdown."""
+def picture_of(table: Table, results: Path) -> Path:
+    """Where a table's picture lies."""
+    return results / f"{table.name}-{table.scale}.png"
+
+
+def text_of(file: Path, results: Path) -> str:
+    """A table's Markdown, with each scale that was measured."""
     parts = []
     for scale in SCALES:
         table = read_table(file, scale)
@@ -136,13 +146,10 @@ def write(file: Path, results: Path) -> str:
         if not parts:
             parts += [f"## {table.claim}"]
         if numbers:
-            picture = results / f"{table.name}-{scale}.png"
-            draw(table, numbers, picture)
-            parts += [f"### {TITLES[scale]}", *markdown(table, numbers, runs), f"![{table.claim}]({picture.name})"]
+            picture = f"![{table.claim}]({picture_of(table, results).name})"
+            parts += [f"### {TITLES[scale]}", *markdown(table, numbers, runs), picture]
     parts += [part for part in table.text.split("\n\n")[1:] if not part.startswith("    ")]
-    text = "\n\n".join(parts) + "\n"
-    (results / f"{file.stem}.md").write_text(text)
-    return text
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown(table: Table, numbers: Numbers, runs: list[dict]) -> list[str]:
@@ -261,7 +268,7 @@ def _board(folder: Path, files: list[Path], results: Path) -> str:
     lines = ["| | claim | scale | orders that hold |", "| --- | --- | --- | ---: |"]
     parts = []
     for file in files:
-        parts.append(write(file, results).replace("](", f"]({results.relative_to(folder)}/").rstrip())
+        parts.append(text_of(file, results).replace("](", f"]({results.relative_to(folder)}/").rstrip())
         for scale in SCALES:
             table = read_table(file, scale)
             numbers, _ = read_numbers(table, results)

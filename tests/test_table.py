@@ -296,6 +296,7 @@ def test_a_report_says_what_was_measured_beside_the_paper(reported: Path) -> Non
     board = (reported / "README.md").read_text()
     assert "| mini | 8 of 8 |" in board
     assert "(results/table2_components-mini.png)" in board
+    assert main(["table", str(reported / "figure3_positional_bias.py"), "report"]) == 0
     assert (reported / "results/figure3_positional_bias-mini.png").is_file()
     assert "2 were not measured" in (reported / "results/figure3_positional_bias.md").read_text()
 
@@ -394,9 +395,27 @@ def test_a_row_of_each_table_runs_is_scored_and_reported(
 
 
 @pytest.mark.slow
-def test_rows_run_as_processes_of_their_own(tiny_world: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    asked = ["--runs", str(tiny_world), "--rows", "[none]"]
+def test_commands_run_in_processes_and_neighbours_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [f"lidit prep shard --out {tmp_path}/{name} --count 2 --workers 1" for name in ("a", "b")]
+    monkeypatch.setitem(setting.SETTING, "mini", {**setting.SETTING["mini"], "prepare": made, "cache": None})
+    processes = []
+    run = subprocess.run
+    monkeypatch.setattr(verb.subprocess, "run", lambda words: processes.append(words) or run(words))
+    asked = ["--runs", str(tmp_path / "runs"), "--rows", "[none]", "--stage", "prepare"]
     assert main(["table", str(COMPONENTS), "run", *asked]) == 0
-    assert len(list(tiny_world.rglob("scores.json"))) == 2
-    assert main(["table", str(COMPONENTS), "run", *asked, "--stage", "fit"]) == 0
-    capfd.readouterr()
+    assert len(processes) == 1
+    assert (tmp_path / "a/00000.tar").is_file()
+    assert (tmp_path / "b/00000.tar").is_file()
+    monkeypatch.setitem(setting.SETTING["mini"], "prepare", ["lidit prep shard --out no --count 0", *made])
+    assert main(["table", str(COMPONENTS), "run", *asked]) == 1
+
+
+def test_training_has_a_process_of_its_own() -> None:
+    words = [["lidit", "prep"], ["lidit", "fit"], ["lidit", "sample"], ["python", "-m", "x"], ["lidit", "score"]]
+    stages = ["prepare", "fit", "sample", "score", "score"]
+    processes = verb.together([verb.Piece(stage, each) for stage, each in zip(stages, words, strict=True)])
+    assert [process[1] for process in processes] == ["-c", "-m", "-c", "-m", "-c"]
+    assert processes[1][2:] == ["lidit", "fit"]
+    assert json.loads(processes[2][-1]) == [["sample"]]
+    neighbours = [verb.Piece("sample", ["lidit", "sample"]), verb.Piece("score", ["lidit", "score"])]
+    assert json.loads(verb.together(neighbours)[0][-1]) == [["sample"], ["score"]]
