@@ -33,13 +33,26 @@ def settings(tmp_path: Path) -> dict:
     return {"trainer__strategy": "sharded", "trainer__callbacks": [SAVE], "trainer__val_check_interval": 4}
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[int, tuple[Path, Path]]:
+    """By the number of ranks, a stopped run and what its witness wrote: made once, copied for each test."""
+    return {}
+
+
 @pytest.fixture
-def stopped(recipe: Callable[..., Path], fit: Callable[..., dict], settings: dict, tmp_path: Path) -> Callable:
-    """Makes a run that stopped after 4 of 8 steps, on some ranks."""
+def stopped(
+    recipe: Callable[..., Path], fit: Callable[..., dict], settings: dict, made: dict, tmp_path: Path
+) -> Callable[[int], Path]:
+    """Gives a run of its own that stopped after 4 of 8 steps, on some ranks."""
 
     def make(ranks: int) -> Path:
-        fit(recipe(f"first{ranks}", **settings, trainer__max_steps=4), ranks, "--run", str(tmp_path / "run"))
-        return tmp_path / "run"
+        if ranks not in made:
+            first = recipe(f"first{ranks}", **settings, trainer__max_steps=4)
+            fit(first, ranks, "--run", str(tmp_path / "run"))
+            made[ranks] = tmp_path / "run", first.with_suffix(".pt")
+        run, witnessed = made[ranks]
+        (tmp_path / "ended.pt").write_bytes(witnessed.read_bytes())
+        return shutil.copytree(run, tmp_path / "own", symlinks=True)
 
     return make
 
@@ -91,7 +104,7 @@ def test_a_file_of_one_process_goes_on_sharded(
 
 def test_a_sharded_checkpoint_is_exported_as_one_file_and_drawn_from(stopped: Callable, tmp_path: Path) -> None:
     folder = stopped(2)
-    ended = torch.load(tmp_path / "first2.pt", weights_only=True)
+    ended = torch.load(tmp_path / "ended.pt", weights_only=True)
     latest = folder / "checkpoints/latest"
     for ema, kind in (("true", "average"), ("false", "weights")):
         out = tmp_path / f"export-{kind}"
