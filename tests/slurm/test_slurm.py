@@ -86,7 +86,8 @@ def test_a_preempted_job_goes_on_and_ends_with_the_loss_of_one_that_was_not(
     assert "finished" in listed
     assert f"{STEPS}/{STEPS}" in listed
     whole = recipe("whole", pace("whole"), max_steps=STEPS)
-    assert main(["fit", "--config", str(whole), "--trainer.accelerator", "cpu"]) == 0
+    here = ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "alone")]
+    assert main(["fit", "--config", str(whole), *here]) == 0
     for (step, loss, _), (same, expected, _) in zip(
         losses(tmp_path / "diary"), losses(tmp_path / "whole"), strict=True
     ):
