@@ -61,7 +61,7 @@ def recipe(*names: str) -> dict[str, Any]:
 
 
 def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with another one over it; where the class of something changes, its arguments go."""
+    """A recipe with another one over it."""
     nested = {k: overlaid(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return base | over | nested
 
@@ -82,11 +82,10 @@ def memory(*names: str) -> Memory:
         every = given["parallel"]["checkpoint_every"]
         Parallel(checkpoint_every=every).apply(backbone)
         kept = kept_bytes(step)
-        recomputed = (whole - kept) // len(backbone.blocks[::every]) if every else 0  # one block's at a time
-        kept += recomputed
-    return Memory(
-        trained * sum(BYTES_PER_PARAMETER.values()) // shares, sum(2 * count for _, count in llms), kept, images
-    )
+        if every:
+            kept += (whole - kept) // len(backbone.blocks[::every])  # recomputed, one block at a time
+    states = trained * sum(BYTES_PER_PARAMETER.values()) // shares
+    return Memory(states, sum(2 * count for _, count in llms), kept, images)
 
 
 def build(model: dict[str, Any], widths: list[int]) -> tuple[LIDiT, PromptEncoder]:
