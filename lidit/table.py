@@ -221,7 +221,7 @@ def _result(each: Run) -> dict[str, Any]:
     found = {name: json.loads(each.scores(name).read_text()) for name in each.table.benchmarks}
     record = json.loads((each.folder / RECORD).read_text())
     numbers = {name: scored["scores"] for name, scored in found.items()}
-    numbers[TRAINING] = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    numbers[TRAINING] = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
     scores = {
         label: round(column.factor * _value(numbers[column.benchmark], column.score, each), 4)
         for label, column in each.table.columns.items()
