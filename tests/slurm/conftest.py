@@ -27,7 +27,8 @@ def slurm() -> Iterator[cluster_module.Cluster]:
     """Two nodes of four CPUs."""
     if missing := cluster_module.missing():
         pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not found")
-    with tempfile.TemporaryDirectory(prefix="slurm", ignore_cleanup_errors=True) as folder:
+    # munge wants a folder that everybody can reach, which the one that TMPDIR names may not be
+    with tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = cluster_module.Cluster(Path(folder))
         cluster.start()
         yield cluster
