@@ -126,7 +126,8 @@ class Sharded(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        states = checkpoint["optimizer_states"] if self.optimizers else []  # validation steps nothing
+        for optimizer, state in zip(self.optimizers, states, strict=True):
             now = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
             named = {
                 "state": {now[i]: moments for i, moments in state["state"].items()},

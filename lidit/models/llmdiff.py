@@ -70,12 +70,14 @@ class BlockwiseLLM(FrozenLLM):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with recorded(model.layers) as (inputs, added):
             model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
-        lonely = inputs[0]
-        parts = []
-        for layer, x, with_context in zip(model.layers, inputs, added, strict=True):
-            without = alone(layer, lonely if self.empty == "isolated" else x) if self.empty != "none" else 0
-            parts.append(with_context.float() - (without.float() if self.empty != "none" else 0))
-            lonely = lonely + without if self.empty == "isolated" else lonely
+        parts, trajectory = [], inputs[0]
+        for layer, x, part in zip(model.layers, inputs, added, strict=True):
+            if self.empty == "none":
+                parts.append(part)
+                continue
+            without = alone(layer, trajectory if self.empty == "isolated" else x)
+            parts.append(part - without.float())
+            trajectory = trajectory + without
         parts = [torch.stack(parts).sum(0)] if self.sums else parts
         return torch.cat([inputs[0].float(), *parts], -1)
 

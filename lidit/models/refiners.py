@@ -47,10 +47,12 @@ class RefinerBlock(nn.Module):
             x = x + self.attention(self.attention_norm(x), mask=visible)
             return x + self.mlp(self.mlp_norm(x))
         gate_a, gate_m, *full = self.gates(nn.functional.silu(condition)).unflatten(1, (-1, x.shape[2])).unbind(1)
-        shift_a, scale_a, shift_m, scale_m = full or [torch.zeros_like(gate_a)] * 4
-        read = self.attention(modulate(self.attention_norm(x), shift_a, scale_a), mask=visible)
-        x = x + gate_a[:, None] * read
-        return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
+        x = x + gate_a[:, None] * self.attention(_normed(self.attention_norm, x, full[:2]), mask=visible)
+        return x + gate_m[:, None] * self.mlp(_normed(self.mlp_norm, x, full[2:]))
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor, shift_scale: list[Tensor]) -> Tensor:
+    return modulate(norm(x), *shift_scale) if shift_scale else norm(x)
 
 
 class LinguisticTokenRefiner(nn.Module):
