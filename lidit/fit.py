@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -22,20 +21,18 @@ from torch.distributed import DistNetworkError
 from lidit import signals
 from lidit.arguments import parse
 from lidit.callbacks.checkpoints import Checkpoints
-from lidit.callbacks.ema import EMA
 from lidit.callbacks.preemption import Preemption
 from lidit.callbacks.record import Record
 from lidit.checkpoint import all_in, check_whole, newest
-from lidit.data.cache import has_features
 from lidit.data.datamodule import ShardData
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
 from lidit.models.presets import settings
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
-from lidit.parallel import Parallel, choose
+from lidit.parallel import Parallel
 from lidit.pipeline import adopt, read
-from lidit.strategy import NAME, Sharded
+from lidit.strategy import chosen_strategy
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 PARSER = {"allow_abbrev": False, "exit_on_error": False}
@@ -149,7 +146,7 @@ def put_preset_in_place(model: Namespace) -> None:
     What the recipe sets otherwise than by default stays.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: there is no such preset, or it sets what a part of the recipe does not have.
     """
     encoder = model.prompt_encoder.init_args
     if not encoder.get("preset"):
@@ -160,6 +157,8 @@ def put_preset_in_place(model: Namespace) -> None:
     parts += [(FrozenLLM, llm.get("init_args", llm), preset.llm) for llm in model.llms]
     for kind, given, changes in parts:
         for key, value in changes.items():
+            if key not in given:
+                raise ValueError(f"preset {name} sets {key} of every {kind.__name__}, and one in the recipe has none")
             kept = given[key] != inspect.signature(kind).parameters[key].default
             given[key] = given[key] if kept else value
             said.append(f"{key}={given[key]}{' (kept)' if kept and given[key] != value else ''}")
@@ -202,51 +201,6 @@ def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: 
     if not ckpt_path and (there := all_in(folder)):
         raise ValueError(f"{run} has checkpoints ({there[0].name}); say --resume auto, or name another folder as --run")
     return ckpt_path
-
-
-def chosen_strategy(model: TextToImage, given: Namespace) -> dict[str, str | Sharded]:
-    """The strategy for more than one rank or a sharded checkpoint, with the reason said, where none is given.
-
-    Args:
-        model: not built yet.
-        given: the recipe, its classes instantiated but for the trainer's.
-
-    Raises:
-        ValueError: the strategy that is given cannot read the checkpoint.
-    """
-    trainer, start = given.trainer, given.ckpt_path
-    if trainer.strategy != "auto":
-        sharded = trainer.strategy == NAME or isinstance(trainer.strategy, Sharded)
-        if start and Path(start).is_dir() and not sharded:
-            raise ValueError(f"{start} is of sharded weights; say --trainer.strategy {NAME}, on any number of ranks")
-        return {}
-    if start and Path(start).is_dir():
-        rank_zero_info(f"Strategy {NAME}: {start} is of sharded weights.")
-        return {"strategy": Sharded()}
-    ranks = Trainer(
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    if ranks.world_size == 1:
-        return {}
-    parameters = sum(p.numel() for p in model.skeleton().parameters())
-    ema = any(isinstance(callback, EMA) for callback in trainer.callbacks or [])
-    loaded = [] if has_features(given.data.cache) else [llm for llm in model.llms if not llm.sharded]
-    frozen = sum(llm.nbytes for llm in loaded)
-    name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices), frozen)
-    rank_zero_info(f"Strategy {name}: {why}. Say --trainer.strategy to choose yourself.")
-    return {"strategy": Sharded() if name == NAME else name}
-
-
-def memory(device: torch.device, ranks: int) -> int:
-    """Bytes of a rank's device; the processes of a machine without a GPU share its memory."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks
 
 
 def run(verb: str, argv: list[str]) -> RecipeCLI:

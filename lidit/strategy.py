@@ -2,11 +2,12 @@
 
 It adds to Lightning's `ModelParallelStrategy` what that leaves open: the mesh (also replicated over nodes and sharded
 within), the weights one process would have begun with, gradients that are accumulated without communication, and
-averaged weights in its checkpoints.
+averaged weights in its checkpoints. `chosen_strategy` says when it is taken without being asked for.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
@@ -25,7 +28,9 @@ from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
 from lidit.checkpoint import RECORD, record
-from lidit.parallel import block_gradient_sync, shard, spread, units
+from lidit.data.cache import has_features
+from lidit.module import TextToImage
+from lidit.parallel import block_gradient_sync, choose, shard, spread, units
 
 NAME = "sharded"
 COMPUTE = {"bf16-mixed": torch.bfloat16}  # of a precision; float32 otherwise
@@ -156,6 +161,51 @@ def without_shares(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _is_sharded(value: object) -> bool:
     return isinstance(value, dict) and any(isinstance(tensor, DTensor) for tensor in value.values())
+
+
+def chosen_strategy(model: TextToImage, given: Namespace) -> dict[str, str | Sharded]:
+    """The strategy for more than one rank or a sharded checkpoint, with the reason said, where none is given.
+
+    Args:
+        model: not built yet.
+        given: the recipe, its classes instantiated but for the trainer's.
+
+    Raises:
+        ValueError: the strategy that is given cannot read the checkpoint.
+    """
+    trainer, start = given.trainer, given.ckpt_path
+    if trainer.strategy != "auto":
+        sharded = trainer.strategy == NAME or isinstance(trainer.strategy, Sharded)
+        if start and Path(start).is_dir() and not sharded:
+            raise ValueError(f"{start} is of sharded weights; say --trainer.strategy {NAME}, on any number of ranks")
+        return {}
+    if start and Path(start).is_dir():
+        rank_zero_info(f"Strategy {NAME}: {start} is of sharded weights.")
+        return {"strategy": Sharded()}
+    ranks = Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    if ranks.world_size == 1:
+        return {}
+    parameters = sum(p.numel() for p in model.skeleton().parameters())
+    ema = any(isinstance(callback, EMA) for callback in trainer.callbacks or [])
+    loaded = [] if has_features(given.data.cache) else [llm for llm in model.llms if not llm.sharded]
+    frozen = sum(llm.nbytes for llm in loaded)
+    name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices), frozen)
+    rank_zero_info(f"Strategy {name}: {why}. Say --trainer.strategy to choose yourself.")
+    return {"strategy": Sharded() if name == NAME else name}
+
+
+def memory(device: torch.device, ranks: int) -> int:
+    """Bytes of a rank's device; the processes of a machine without a GPU share its memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks
 
 
 StrategyRegistry.register(NAME, Sharded, description=Sharded.__doc__.partition("\n")[0])

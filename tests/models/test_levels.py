@@ -110,6 +110,13 @@ def test_a_preset_that_does_not_exist_lists_those_that_do(tiny_recipe: Path, cap
     assert "there is no preset 'hunian'; there are li-dit, hunyuan" in capsys.readouterr().err
 
 
+def test_a_preset_for_llms_is_refused_with_a_t5(tiny_recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    t5 = '[{"class_path": "lidit.models.t5.FrozenT5", "init_args": {"name": "x"}}]'
+    chosen = ["--model.prompt_encoder.preset", "krea", "--model.llms", t5]
+    assert main(["fit", "--config", str(tiny_recipe), *chosen]) == 1
+    assert "preset krea sets levels of every FrozenLLM, and one in the recipe has none" in capsys.readouterr().err
+
+
 def test_what_a_recipe_sets_otherwise_stays_and_is_named(
     tiny_recipe: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

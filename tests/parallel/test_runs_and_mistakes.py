@@ -20,8 +20,8 @@ from torch.multiprocessing import ProcessRaisedException
 from lidit import checkpoint
 from lidit.callbacks.ema import EMA
 from lidit.cli import main
-from lidit.fit import chosen_strategy
 from lidit.pipeline import Pipeline
+from lidit.strategy import chosen_strategy
 
 pytestmark = pytest.mark.slow
 
