@@ -32,7 +32,7 @@ def score(
     seed: int = 0,
     steps: int = 25,
     guidance: float = 3.0,
-    sampler: Literal["euler", "heun"] = "euler",
+    sampler: Literal["euler", "heun", "ddim"] | None = None,
 ) -> dict[str, float]:
     """Draw a benchmark twin's prompts and print the judge's scores in [0, 1].
 
@@ -43,7 +43,7 @@ def score(
         seed: of prompts and noise.
         steps: of the sampler.
         guidance: classifier-free guidance scale.
-        sampler: heun looks twice a step.
+        sampler: as for `lidit sample`; heun looks twice a step.
     """
     questions = benchmarks.prompts(benchmark, count, seed)
     seeds = [seed + i for i in range(len(questions))]

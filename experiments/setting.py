@@ -15,7 +15,7 @@ SETTING = {
         "prepare": ["lidit prep shard --out data/ablation/train --count 12000 --seed 0"],
         "cache": {"out": "data/ablation/cache", "options": "--shards data/ablation/train"},
         "sample": {"all": "--count_per_task 100 --steps 25 --guidance 3 --batch_size 100"},
-        "commands": {"scene-questions": "python -m experiments.scene_questions score"},
+        "commands": {"scene-questions": "python -m experiments.scene_questions score --llms LLMS --out OUT"},
     },
     "paper": {
         "config": "experiments/configs/ablation.yaml",

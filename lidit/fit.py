@@ -31,7 +31,7 @@ from lidit.models.presets import settings
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
 from lidit.parallel import Parallel
-from lidit.pipeline import adopt, read
+from lidit.pipeline import adopt, adopt_part, read
 from lidit.strategy import chosen_strategy
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
@@ -77,6 +77,13 @@ class RecipeCLI(LightningCLI):
             default=None,
             help="Weights to begin with: `bundled:NAME`, an exported folder, or a checkpoint, whose averaged weights"
             " are taken; training starts anew, from step 0. To go on with a run, say --ckpt_path.",
+        )
+        parser.add_argument(
+            "--start_part",
+            type=Literal["backbone", "prompt_encoder"] | None,
+            default=None,
+            help="Take only this part's weights of --start_from, as for a backbone that another LLM is put before; the"
+            " other part begins anew. By default, all.",
         )
         parser.add_argument(
             "--run",
@@ -133,9 +140,14 @@ class RecipeCLI(LightningCLI):
         given = self.config_init[self.config.subcommand]
         if given.start_from and given.ckpt_path and not given.resume:
             raise ValueError("--start_from begins anew and --ckpt_path goes on with a run; give one of them")
+        if given.start_part and not given.start_from:
+            raise ValueError(f"--start_part {given.start_part} is a part of what --start_from names; name it")
         if given.start_from and not given.ckpt_path:
             _, weights, llms = read(given.start_from)
-            adopt(self.model, weights, llms, given.start_from)
+            if given.start_part:
+                adopt_part(self.model, given.start_part, weights, given.start_from)
+            else:
+                adopt(self.model, weights, llms, given.start_from)
 
     before_validate = before_test = before_fit
 

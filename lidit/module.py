@@ -20,6 +20,7 @@ from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
 from lidit.models.llmdiff import LLMDiffEncoder
 from lidit.models.prompt_encoder import Features, PromptEncoder
+from lidit.models.unet import UNet
 from lidit.models.vae import FrozenVAE
 from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
 from lidit.optimizers import adamw, muon
@@ -50,7 +51,7 @@ class TextToImage(LightningModule):
         llms: list[FrozenLLM],
         vae: FrozenVAE,
         prompt_encoder: Callable[[list[int], int], PromptEncoder | LLMDiffEncoder],
-        backbone: Callable[[int], LIDiT | AdaptedUNet],
+        backbone: Callable[[int], LIDiT | AdaptedUNet | UNet],
         objective: RectifiedFlow | DDPM,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
@@ -66,11 +67,11 @@ class TextToImage(LightningModule):
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_steps, self.cosine, self.optimizer = warmup_steps, cosine, optimizer
         self.prompt_encoder: PromptEncoder | LLMDiffEncoder | None = None
-        self.backbone: LIDiT | AdaptedUNet | None = None
+        self.backbone: LIDiT | AdaptedUNet | UNet | None = None
         self.parallel = Parallel()
         self._seed: int | None = None  # of a run that goes on
 
-    def build(self) -> tuple[LIDiT | AdaptedUNet, PromptEncoder | LLMDiffEncoder]:
+    def build(self) -> tuple[LIDiT | AdaptedUNet | UNet, PromptEncoder | LLMDiffEncoder]:
         """What is trained, with new weights."""
         backbone = self.make_backbone(self.vae.channels)
         return backbone, self.make_prompt_encoder([llm.width for llm in self.llms], backbone.width)

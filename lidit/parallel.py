@@ -24,6 +24,7 @@ from lidit.models.llm import FrozenLLM
 from lidit.models.llmdiff import LLMDiffEncoder
 from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder
 from lidit.models.refiners import CollaborativeRefiner, LinguisticTokenRefiner
+from lidit.models.unet import UNet
 
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "AdamW": 8, "EMA": 4}  # all float32
 SHARE = 0.6  # of a device's memory that these may fill; the rest is for activations and what is gathered
@@ -48,7 +49,7 @@ class Parallel:
         if self.checkpoint_every < 0:
             raise ValueError(f"parallel.checkpoint_every is {self.checkpoint_every}; it must be 0 (none) or more")
 
-    def apply(self, backbone: LIDiT | AdaptedUNet) -> None:
+    def apply(self, backbone: LIDiT | AdaptedUNet | UNet) -> None:
         """Checkpoint and compile the blocks of a built backbone; sharding comes after this.
 
         Raises:
@@ -64,7 +65,7 @@ class Parallel:
                 block.compile(backend=self.compile_backend)
 
 
-def units(backbone: LIDiT | AdaptedUNet, prompt_encoder: PromptEncoder | LLMDiffEncoder) -> list[nn.Module]:
+def units(backbone: LIDiT | AdaptedUNet | UNet, prompt_encoder: PromptEncoder | LLMDiffEncoder) -> list[nn.Module]:
     """The modules whose weights are gathered together: each backbone block, each refiner, the two roots last."""
     refiners = (LinguisticTokenRefiner, CollaborativeRefiner)
     parts = [m for m in prompt_encoder.modules() if isinstance(m, refiners) and any(True for _ in m.parameters())]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lidit.assets import resolve
-from lidit.checkpoint import COMMITTED
+from lidit.checkpoint import COMMITTED, check_shapes
 from lidit.checkpoint import read as read_checkpoint
 from lidit.module import TextToImage
 from lidit.samplers import guided, sampler_for
@@ -188,6 +188,26 @@ def adopt(model: TextToImage, weights: dict[str, Tensor], llms: list[dict], sour
     model.check_llms(llms, source)
     model.check_weights(weights, source)
     model.load_state_dict(weights)
+
+
+def adopt_part(model: TextToImage, part: str, weights: dict[str, Tensor], source: str) -> None:
+    """Build what is trained, and give one part of it its weights of another model, whatever the rest of that is.
+
+    Args:
+        model: as configured.
+        part: backbone or prompt_encoder.
+        weights: of a model with the same part.
+        source: of the weights, for messages.
+
+    Raises:
+        ValueError: the part is of another architecture.
+    """
+    model.configure_model()
+    taken = {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
+    own = getattr(model, part)
+    expected = {name: tuple(w.shape) for name, w in own.state_dict().items()}
+    check_shapes({name: tuple(w.shape) for name, w in taken.items()}, expected, f"the {part} of {source}")
+    own.load_state_dict(taken)
 
 
 def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:

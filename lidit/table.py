@@ -71,23 +71,34 @@ class Run:
     def pieces(self, options: list[str]) -> list[Piece]:
         """Its commands in order; `options` are appended to the training's."""
         setting = self.table.setting
-        pieces = [Piece("prepare", shlex.split(line)) for line in setting.get("prepare", [])]
+        prepared = [shlex.split(line) for line in setting.get("prepare", [])]
         fit = ["lidit", "fit", "--config", self.row.config, *self.row.options]
         if cache := setting.get("cache"):
-            folder = f"{cache['out']}-{sha256(json.dumps(self.row.llms, sort_keys=True).encode()).hexdigest()[:12]}"
-            made = ["lidit", "prep", "precompute", *shlex.split(cache["options"])]
-            pieces.append(Piece("prepare", [*made, "--llms", as_word(self.row.llms), "--out", folder]))
-            fit += ["--data.cache", folder]
+            folders, commands = self._cached(**cache)
+            prepared += commands
+            fit += ["--data.cache", as_word(folders)]
+        pieces = [Piece("prepare", words) for words in prepared]
         seeds = ["--seed_everything", str(self.seed), "--data.seed", str(self.seed)]
         fit += [*seeds, "--run", str(self.folder), "--resume", "auto", *options]
         pieces.append(Piece("fit", fit, self.checkpoint))
         return pieces + [piece for name in self.table.benchmarks for piece in self._judged(name)]
 
+    def _cached(self, out: str, options: str, features: bool = True) -> tuple[list[str], list[list[str]]]:
+        """Folders of latents and of each LLM's features, shared by all runs, and the commands that fill them."""
+        made = {f"{out}/latents": []}
+        for llm in self.row.llms if features else []:
+            digest = sha256(json.dumps(llm, sort_keys=True).encode()).hexdigest()[:12]
+            made[f"{out}/features-{digest}"] = ["--vae", "null", "--llms", as_word([llm])]
+        command = ["lidit", "prep", "precompute", *shlex.split(options)]
+        return list(made), [[*command, *what, "--out", folder] for folder, what in made.items()]
+
     def _judged(self, benchmark: str) -> list[Piece]:
         """The commands that draw a benchmark's pictures and judge them, or one of the setting's own."""
         setting, out, done = self.table.setting, self.folder / benchmark, self.scores(benchmark)
         if own := setting.get("commands", {}).get(benchmark):
-            return [Piece("score", [*shlex.split(own), "--llms", as_word(self.row.llms), "--out", str(out)], done)]
+            words = own.replace("RUN", str(self.folder)).replace("OUT", str(out)).split()
+            llms = as_word(self.row.llms)
+            return [Piece("score", [llms if word == "LLMS" else word for word in words], done)]
         drawn = ["lidit", "sample", "--benchmark", benchmark, "--checkpoint", str(self.checkpoint), "--out", str(out)]
         drawn += ["--seed", str(1000 * self.seed)]
         return [

@@ -3,7 +3,8 @@
 The file's docstring begins with the claim in a sentence. It has these names; what differs between scales is a dict with
 the names of scales as keys, at any depth, and a row or column whose value is None at a scale does not exist there:
 
-    SETTING  {scale: {config, prepare, cache, sample, score, commands}}; see `experiments/setting.py`
+    SETTING  {scale: {config, prepare, cache, sample, score, commands}}; see `experiments/setting.py`. In a benchmark's
+             own command, OUT is the folder for its scores.json, RUN that of the run, LLMS the row's LLMs
     ROWS     {label: {key of the recipe: value}}; the key `config` names another recipe than the setting's
     COLUMNS  {label: (benchmark, score in its scores.json, factor to the column's unit)}; of the benchmark `record`, a
              number that the training itself has left
@@ -148,7 +149,8 @@ def read_table(file: str | Path, scale: str) -> Table:
 
 def tables_in(folder: Path) -> list[Path]:
     """The table files of a folder, in their order; ours beyond the paper's last."""
-    return sorted(folder.glob("table*.py")) + sorted(folder.glob("figure*.py")) + sorted(folder.glob("prompt_enc*.py"))
+    kinds = ("table*.py", "figure*.py", "prompt_enc*.py", "llmdiff*.py")
+    return [path for kind in kinds for path in sorted(folder.glob(kind))]
 
 
 def at_scale(value: Any, scale: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lidit.cli import main
 from lidit.data.datamodule import Batch
 from lidit.module import TextToImage
-from lidit.pipeline import Pipeline, build
+from lidit.pipeline import Pipeline, build, read
 
 
 def history(folder: Path, column: str) -> dict[int, str]:
@@ -159,6 +159,27 @@ def test_weights_to_start_from_must_fit_and_leave_no_doubt(
     assert "is of another architecture" in capsys.readouterr().err
     assert main([*start, f"--ckpt_path={tiny_checkpoint}"]) == 1
     assert "give one of them" in capsys.readouterr().err
+
+
+def test_a_part_is_taken_whatever_the_rest_of_the_model_is(
+    tiny_recipe: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    start = ["fit", "--config", str(tiny_recipe), "--start_part=backbone"]
+    assert main([*start]) == 1
+    assert "--start_part backbone is a part of what --start_from names; name it" in capsys.readouterr().err
+    given = [*start, f"--start_from={tiny_checkpoint}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    given += [f"--trainer.callbacks.dirpath={tmp_path}", "--trainer.max_steps=2", "--model.learning_rate=0"]
+    refined = "--model.prompt_encoder.init_args.refiner_depth=1"  # not as the checkpoint's
+    assert main([*given, refined]) == 0
+    path = sorted(tmp_path.rglob("*.ckpt"))[-1]
+    _, ours, _ = read(path)
+    _, theirs, _ = read(tiny_checkpoint)
+    same = {name: torch.equal(ours[name], weight) for name, weight in theirs.items() if name in ours}
+    assert all(equal for name, equal in same.items() if name.startswith("backbone."))
+    assert not all(same.values())
+    assert main([*given, "--model.backbone.init_args.depth=1"]) == 1
+    assert "the backbone of" in (said := capsys.readouterr().err)
+    assert "is of another architecture" in said
 
 
 def test_a_setting_given_with_a_checkpoint_counts(tiny_recipe: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def parsed(config: str, options: list[str]) -> TextToImage:
 
 def test_there_is_a_file_for_each_table_and_figure_that_is_run() -> None:
     kinds = [path.stem.split("_")[0] for path in FILES]
-    assert kinds == [*(f"table{i}" for i in range(1, 7)), "figure2", "figure3", "prompt"]
+    assert kinds == [*(f"table{i}" for i in range(1, 7)), "figure2", "figure3", "prompt", "llmdiff"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -65,7 +65,7 @@ def test_every_row_parses_over_its_recipe_and_changes_what_it_says(file: Path, s
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_file_says_claim_command_cost_and_deviation(file: Path) -> None:
     table = read_table(file, "mini")
-    assert re.match(r"(Table|Figure) \d: |Ten ways", table.claim)
+    assert re.match(r"(Table|Figure) \d: |Ten ways|LLMDiff-Adapter: ", table.claim)
     assert f"lidit table experiments/{file.name} run" in table.text
     assert "Cost: mini" in table.text
     assert "; paper" in table.text
@@ -356,7 +356,7 @@ def tiny_world(
     config.write_text(yaml.safe_dump(recipe))
     cache = {"out": str(tmp_path / "cache"), "options": f"--shards {recipe['data']['train']} --vae {tiny_vae}"}
     changed = {"config": str(config), "prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
-    changed["commands"] = {"scene-questions": "python -m experiments.scene_questions score --count 2"}
+    changed["commands"] = {"scene-questions": "python -m experiments.scene_questions score --count 2 --llms LLMS --out OUT"}
     monkeypatch.setitem(setting.SETTING, "mini", changed)
     folders = {"llama": tiny_llama, "llama_base": tiny_llama, "qwen": tiny_qwen, "qwen_base": tiny_qwen, "t5": tiny_t5}
     for name, folder in folders.items():

@@ -13,6 +13,7 @@ from lidit.models.flops import backbone_flops, prompt_encoder_flops
 from lidit.models.lidit import LIDiT
 from lidit.models.llmdiff import LLMDiffEncoder
 from lidit.models.prompt_encoder import Features, PromptEncoder, Text
+from lidit.models.unet import UNet
 from lidit.module import TextToImage
 
 FORWARD_AND_BACKWARD = 3  # operations of both over those of the forward pass
@@ -121,7 +122,7 @@ class Throughput(Callback):
             kept.append(int((mask & (position >= prompt_start[:, None])).sum(1).max()))
         self._flops += FORWARD_AND_BACKWARD * len(inputs[1]) * prompt_encoder_flops(encoder, tokens, kept)
 
-    def _see_image(self, backbone: LIDiT | AdaptedUNet, inputs: tuple[Tensor, Tensor, Text]) -> None:
+    def _see_image(self, backbone: LIDiT | AdaptedUNet | UNet, inputs: tuple[Tensor, Tensor, Text]) -> None:
         """Count images and the backbone's operations; out of training, spoil the time this falls into."""
         if not backbone.training:
             self._left_out = max(1, self._left_out)

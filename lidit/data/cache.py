@@ -9,7 +9,8 @@ A cache folder holds `identity.json` (which shards, VAE, LLMs and dtype it was m
     llmI/KIND/start                (n)   prompt_start of each sample
 
 `empty.safetensors` holds `llmI/tokens` (l e) and `llmI/start` () of the empty caption. A cache that was made with
-another model, layer, template, length, dtype or set of shards is refused with the reason, never used.
+another model, layer, template, length, dtype or set of shards is refused with the reason, never used. Several folders
+are read as one cache: latents once, and each LLM's features once, in whatever combination a recipe names them.
 """
 
 from __future__ import annotations
@@ -30,41 +31,40 @@ from lidit.data.index import ShardIndex, differences
 IDENTITY = "identity.json"
 KINDS = ("caption", "dense")
 
+Folders = list[str] | str
 Features = tuple[Tensor, Tensor, Tensor]  # tokens (b l e), mask (b l), prompt_start (b)
 
 
-def has_features(folder: str | None) -> bool:
-    """Whether a folder is a cache of LLM features; what else is wrong with it is said when it is opened."""
-    identity = Path(folder or "") / IDENTITY
-    return folder is not None and identity.is_file() and bool(json.loads(identity.read_text())["llms"])
+def listed(folders: Folders | None) -> list[str]:
+    """Names of folders, however they were given."""
+    return [folders] if isinstance(folders, str) else folders or []
+
+
+def has_features(folders: Folders | None) -> bool:
+    """Whether a cache has features of LLMs; what else is wrong with it is said when it is opened."""
+    found = [Path(folder) / IDENTITY for folder in listed(folders)]
+    return any(path.is_file() and json.loads(path.read_text())["llms"] for path in found)
 
 
 class Cache:
     """What was computed once for the samples of an index.
 
     Args:
-        folder: written by `lidit prep precompute`.
-        index: the samples it must have been made for.
+        folders: written by `lidit prep precompute`, one or several.
+        index: the samples they must have been made for.
 
     Raises:
-        FileNotFoundError: the folder or one of its shards is missing.
-        ValueError: it was made for other shards, or a file cannot be read.
+        FileNotFoundError: a folder or one of its shards is missing.
+        ValueError: one was made for other shards, or a file cannot be read.
     """
 
-    def __init__(self, folder: str, index: ShardIndex) -> None:
-        self.folder, self._index = Path(folder), index
-        if not (self.folder / IDENTITY).is_file():
-            raise FileNotFoundError(f"{folder} is no cache (it has no {IDENTITY}); {self._remake(index)}")
-        self.identity = json.loads((self.folder / IDENTITY).read_text())
-        self._check({"shards": index.digest}, "shards")
-        self.llms = list(range(len(self.identity["llms"])))  # which of its LLMs are read, in this order
-        self._shards: dict[int, dict[str, Tensor]] = {}
-        for shard in range(len(index.paths)):
-            if not (path := shard_file(self.folder, shard)).is_file():
-                raise FileNotFoundError(
-                    f"cached shard {path} is missing; {self._remake(index)} (finished shards are kept)"
-                )
-        self._row = _rows_within_shape(index)
+    def __init__(self, folders: Folders, index: ShardIndex) -> None:
+        self._folders = [_Folder(folder, index) for folder in listed(folders)]
+        self._vae = next((folder for folder in self._folders if folder.identity["vae"] is not None), None)
+        self._llms = self._held()  # which are read, in this order
+
+    def _held(self) -> list[tuple[_Folder, int]]:
+        return [(folder, i) for folder in self._folders for i in range(len(folder.identity["llms"]))]
 
     def expect(self, vae: dict | None, llms: list[dict] | None) -> None:
         """Refuse a cache made by other models; of a cache that holds more LLMs than are asked for, read those.
@@ -76,16 +76,52 @@ class Cache:
         Raises:
             ValueError: naming the fields that differ and the command that makes the cache again.
         """
-        if vae is not None and self.has_latents:
-            self._check({"vae": _as_stored(vae)}, "vae")
-        if llms is None or not self.identity["llms"]:
-            return
-        self.llms = [self._find(i, _as_stored(llm)) for i, llm in enumerate(llms)]
+        if vae is not None and self._vae is not None:
+            self._vae.check({"vae": _as_stored(vae)}, "vae")
+        if llms is not None and self._llms:
+            self._llms = [self._find(i, _as_stored(llm)) for i, llm in enumerate(llms)]
+
+    def _find(self, position: int, llm: dict) -> tuple[_Folder, int]:
+        """Which folder holds the LLM in use, and as which of its own."""
+
+        def differ(held: tuple[_Folder, int]) -> list[str]:
+            return differences(held[0].identity["llms"][held[1]], llm)
+
+        closest = min(self._held(), key=lambda held: len(differ(held)))
+        if differ(closest):
+            raise closest[0].stale(f"llms.{position}", differ(closest))
+        return closest
 
     @property
     def has_latents(self) -> bool:
         """Whether it holds latents."""
-        return self.identity["vae"] is not None
+        return self._vae is not None
+
+    def latents(self, samples: np.ndarray) -> Float[Tensor, "b c h w"]:
+        """Latents of samples of one image shape, float32."""
+        return self._vae.latents(samples)
+
+    def features(self, samples: np.ndarray, dense: bool, blank: np.ndarray) -> list[Features] | None:
+        """Per LLM, features of the samples' captions, padded on the right; those of the empty caption where `blank`."""
+        return [folder.features(llm, samples, dense, blank) for folder, llm in self._llms] or None
+
+
+class _Folder:
+    """One folder of a cache."""
+
+    def __init__(self, folder: str, index: ShardIndex) -> None:
+        self.folder, self._index = Path(folder), index
+        if not (self.folder / IDENTITY).is_file():
+            raise FileNotFoundError(f"{folder} is no cache (it has no {IDENTITY}); {self._remake(index)}")
+        self.identity = json.loads((self.folder / IDENTITY).read_text())
+        self.check({"shards": index.digest}, "shards")
+        self._shards: dict[int, dict[str, Tensor]] = {}
+        for shard in range(len(index.paths)):
+            if not (path := shard_file(self.folder, shard)).is_file():
+                raise FileNotFoundError(
+                    f"cached shard {path} is missing; {self._remake(index)} (finished shards are kept)"
+                )
+        self._row = _rows_within_shape(index)
 
     def latents(self, samples: np.ndarray) -> Float[Tensor, "b c h w"]:
         """Latents of samples of one image shape, float32."""
@@ -93,24 +129,19 @@ class Cache:
         name = f"latent/{height}x{width}"
         return torch.stack([self._shard(self._index.place(s)[0])[name][self._row[s]] for s in samples.tolist()]).float()
 
-    def features(self, samples: np.ndarray, dense: bool, blank: np.ndarray) -> list[Features] | None:
-        """Per LLM, features of the samples' captions, padded on the right; those of the empty caption where `blank`."""
-        if not self.identity["llms"]:
-            return None
+    def features(self, llm: int, samples: np.ndarray, dense: bool, blank: np.ndarray) -> Features:
+        """An LLM's features of the samples' captions, padded on the right; those of the empty one where `blank`."""
         empty = self._file(self.folder / "empty.safetensors", -1)
-        found = []
-        for llm in self.llms:
-            rows = [
-                (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"]))
-                if b
-                else self._tokens(s, f"llm{llm}/{KINDS[dense]}")
-                for s, b in zip(samples.tolist(), blank.tolist(), strict=True)
-            ]
-            lengths = torch.tensor([len(tokens) for tokens, _ in rows])
-            mask = torch.arange(int(lengths.max())) < lengths[:, None]
-            tokens = pad_sequence([tokens for tokens, _ in rows], batch_first=True)
-            found.append((tokens, mask, torch.tensor([start for _, start in rows])))
-        return found
+        rows = [
+            (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"]))
+            if b
+            else self._tokens(s, f"llm{llm}/{KINDS[dense]}")
+            for s, b in zip(samples.tolist(), blank.tolist(), strict=True)
+        ]
+        lengths = torch.tensor([len(tokens) for tokens, _ in rows])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        tokens = pad_sequence([tokens for tokens, _ in rows], batch_first=True)
+        return tokens, mask, torch.tensor([start for _, start in rows])
 
     def _tokens(self, sample: int, name: str) -> tuple[Tensor, int]:
         shard, row = self._index.place(sample)
@@ -136,19 +167,13 @@ class Cache:
                 ) from error
         return self._shards[slot]
 
-    def _find(self, position: int, llm: dict) -> int:
-        """Which of the cache's LLMs is the one in use."""
-        held = self.identity["llms"]
-        if llm in held:
-            return held.index(llm)
-        closest = min(held, key=lambda other: len(differences(other, llm)))
-        raise self._stale(f"llms.{position}", differences(closest, llm))
-
-    def _check(self, asked: dict, what: str) -> None:
+    def check(self, asked: dict, what: str) -> None:
+        """Refuse a folder whose identity differs in what is asked."""
         if differ := differences(self.identity, asked):
-            raise self._stale(what, differ)
+            raise self.stale(what, differ)
 
-    def _stale(self, what: str, differ: list[str]) -> ValueError:
+    def stale(self, what: str, differ: list[str]) -> ValueError:
+        """The error that names the fields that differ and the command that makes the folder again."""
         reason = "; ".join(differ)
         return ValueError(f"cache {self.folder} is stale ({what}): {reason}. Delete it, then {self._remake()}")
 

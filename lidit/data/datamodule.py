@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lidit.data.cache import Cache
+from lidit.data.cache import Cache, Folders
 from lidit.data.index import ShardIndex
 from lidit.data.mix import Mix, Shards, Weighted, is_weighted, names_in
 from lidit.data.remote import Copies
@@ -41,7 +41,8 @@ class ShardData(LightningDataModule):
         seed: of order, kinds of caption and dropped captions.
         dense_probability: share of synthetic captions, 0 to 1; the others are the original ones.
         caption_dropout: share of captions replaced by the empty one in training (classifier-free guidance), 0 to 1.
-        cache: folder of `lidit prep precompute` for the training shards: latents, LLM features or both.
+        cache: folder of `lidit prep precompute` for the training shards: latents, LLM features or both; or a list of
+            such folders, each with a part of it.
         val_cache: the same for the validation shards.
         test_cache: the same for the test shards.
         allow_commands: run the commands of `pipe:` entries; only for lists you trust.
@@ -65,9 +66,9 @@ class ShardData(LightningDataModule):
         dense_probability: float = 0.5,
         caption_dropout: float = 0.1,
         max_caption_chars: int | None = None,
-        cache: str | None = None,
-        val_cache: str | None = None,
-        test_cache: str | None = None,
+        cache: Folders | None = None,
+        val_cache: Folders | None = None,
+        test_cache: Folders | None = None,
         allow_commands: bool = False,
         replacement: bool = False,
         shuffle_window: int | None = None,
@@ -244,7 +245,7 @@ class ShardData(LightningDataModule):
             raise ValueError("ShardData gives each rank its share itself; set trainer.use_distributed_sampler to false")
         return kwargs["rank"], kwargs["num_replicas"]
 
-    def _open(self, shards: Shards, cache: str | None) -> Samples:
+    def _open(self, shards: Shards, cache: Folders | None) -> Samples:
         copies = Copies(self.shard_cache, int(self.shard_cache_gb * 1e9)) if self.shard_cache else None
         index = ShardIndex(shards, self.allow_commands, copies, strict=self.max_skipped == 0)
         check_room(index, self.shuffle_window, copies)

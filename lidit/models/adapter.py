@@ -22,11 +22,9 @@ from torch.nn import functional as F
 
 from lidit.models.prompt_encoder import Text
 from lidit.models.source import find_file, load_name
+from lidit.models.unet import smallest_patch, step_of
 
 log = logging.getLogger(__name__)
-
-STEPS = 1000  # of the noise schedule that U-Nets of diffusers are trained with
-
 
 class AdaptedAttention(nn.Module):
     """Processor of one cross-attention of the U-Net; reads phi(c) and c, which come laid beside one another.
@@ -156,7 +154,7 @@ class AdaptedUNet(nn.Module):
     @property
     def patch(self) -> int:
         """Sides of a latent are multiples of it."""
-        return 2 ** (len(self.config["block_out_channels"]) - 1)
+        return smallest_patch(self.config["block_out_channels"])
 
     def load(self, device: torch.device) -> Any:  # the U-Net; type checkers misread its decorated methods
         """Read the U-Net once, put the adapter into it, and put it on a device."""
@@ -197,10 +195,9 @@ class AdaptedUNet(nn.Module):
             )
         unet = self.load(x.device)
         both = torch.cat([self.phi(text.tokens), text.tokens.to(self.phi.weight.dtype)], -1)
-        step = (t * STEPS - 1).round().clamp(0, STEPS - 1)
         added = {"added_cond_kwargs": self._added(x, text)} if self.pool is not None else {}
         mask = text.mask.to(x.dtype)
-        return unet(x.to(unet.dtype), step, both.to(unet.dtype), encoder_attention_mask=mask, **added).sample
+        return unet(x.to(unet.dtype), step_of(t), both.to(unet.dtype), encoder_attention_mask=mask, **added).sample
 
     def _added(self, x: Tensor, text: Text) -> dict[str, Tensor]:
         height, width = (8 * side for side in x.shape[2:])

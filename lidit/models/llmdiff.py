@@ -131,6 +131,7 @@ class LLMDiffEncoder(nn.Module):
         start: c^T is the embedding, or zero. UNSTATED: the paper's.
         noise: in training, add the chain's noise.
         project: map c to the denoiser's width, as LIDiT needs it; without, c itself (b l e) is the text, for adapters.
+        normalise: the end of the chain; without it, levels=1 and project=False, the text is what the frozen model gave.
 
     Raises:
         ValueError: not one LLM, or features of another number of levels.
@@ -144,6 +145,7 @@ class LLMDiffEncoder(nn.Module):
         start: Literal["embedding", "zero"] = "embedding",
         noise: bool = True,
         project: bool = True,
+        normalise: bool = True,
     ):
         super().__init__()
         if len(llm_widths) != 1:
@@ -158,14 +160,14 @@ class LLMDiffEncoder(nn.Module):
         self.g = nn.Parameter(torch.ones(levels - 1)) if levels > 1 else None
         self.h = nn.Parameter(torch.full((levels - 1,), -8.0)) if levels > 1 and noise else None
         # UNSTATED: a norm; residual streams grow with depth, a thousandfold in some LLMs.
-        self.norm = nn.RMSNorm(features, eps=1e-6)
+        self.norm = nn.RMSNorm(features, eps=1e-6) if normalise else nn.Identity()
         self.project = nn.Linear(features, width) if project else None
         self.pool = nn.Linear(features, width) if project else None
 
     timeless = True  # the text is the same at every time
 
     def encode(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l e"]:
-        """The normalised end of the chain, in float32, from features."""
+        """The end of the chain, normalised, in float32, from features."""
         with torch.autocast(x.device.type, enabled=False):
             first, *parts = x.float().chunk(self.levels, -1)
             if not parts:

@@ -1,0 +1,74 @@
+"""CLIP score, SigLIP score and CLIP-IQA of a folder of pictures, each with the prompt that its file carries.
+
+    python -m experiments.picture_scores score --pictures runs/a --out runs/a-scores --clip bundled:clip --siglip bundled:siglip
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from lidit.eval.metrics import CLIPIQA, CLIPScore, SigLIPScore
+from lidit.eval.openclip import OpenCLIP
+from lidit.eval.suite import read_image
+
+BATCH = 64
+
+
+def score(pictures: str, out: str, clip: str = "openai", siglip: str = "webli") -> None:
+    """Score every PNG below a folder, and write the means to `OUT/scores.json`.
+
+    Args:
+        pictures: folder that `lidit sample` wrote; a picture without a prompt in it is an error.
+        out: folder to write.
+        clip: open_clip weights of a CLIP: `bundled:clip`, a folder, or a tag of ViT-L-14-quickgelu.
+        siglip: the same of a SigLIP, a tag of ViT-SO400M-14-SigLIP-384.
+
+    Raises:
+        ValueError: there is no picture, or one does not say its prompt.
+    """
+    found = sorted(Path(pictures).rglob("*.png"))
+    if not found:
+        raise ValueError(f"there is no PNG in {pictures}; draw some with lidit sample")
+    clips = OpenCLIP(pretrained=clip)
+    metrics = {
+        "clip": CLIPScore(clips),
+        "siglip": SigLIPScore(OpenCLIP("ViT-SO400M-14-SigLIP-384", siglip)),
+        "clip_iqa": CLIPIQA(clips),
+    }
+    for first in range(0, len(found), BATCH):
+        batch = found[first : first + BATCH]
+        images, prompts = [read_image(path) for path in batch], [prompt_of(path) for path in batch]
+        for metric in metrics.values():
+            metric.update(images, prompts)
+    scores = {name: float(metric.compute()) for name, metric in metrics.items()}
+    record = {
+        "benchmark": "picture-scores",
+        "name": f"picture-scores, {clip}, {siglip}",
+        "scores": scores,
+        "images_demanded": len(found),
+        "images_scored": len(found),
+    }
+    Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out) / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{out}: {len(found)} pictures, {scores}")
+
+
+def prompt_of(path: Path) -> str:
+    """The prompt that a picture was drawn for.
+
+    Raises:
+        ValueError: the file does not say it.
+    """
+    with Image.open(path) as image:
+        if "prompt" not in image.info:
+            raise ValueError(f"{path} does not say its prompt; pictures of lidit sample do")
+        return image.info["prompt"]
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli({"score": score}, as_positional=False)
