@@ -14,7 +14,7 @@ SETTING = {
         "config": "experiments/configs/mini_ablation.yaml",
         "prepare": ["lidit prep shard --out data/ablation/train --count 12000 --seed 0"],
         "cache": {"out": "data/ablation/cache", "options": "--shards data/ablation/train"},
-        "sample": {"all": "--count_per_task 100 --steps 25 --guidance 3 --batch_size 100"},
+        "sample": {"all": "--count_per_task 100 --steps 12 --guidance 3 --batch_size 100"},
         "commands": {"scene-questions": "python -m experiments.scene_questions score --llms LLMS --out OUT"},
     },
     "paper": {
