@@ -27,6 +27,20 @@ from lidit.optimizers import adamw, muon
 from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
 
 
+def freeze(model: nn.Module, trained: list[str] | None) -> None:
+    """Let only weights with one of these in their names be trained; none: all.
+
+    Raises:
+        ValueError: one is in no name.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for part in trained or []:
+        if not any(part in name for name in names):
+            raise ValueError(f"model.trained names {part!r}, which is in no weight's name; one is {names[0]}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained is None or any(part in name for part in trained))
+
+
 class TextToImage(LightningModule):
     """A text-to-image diffusion model: frozen LLMs and VAE, a trained prompt encoder and backbone.
 
@@ -42,6 +56,7 @@ class TextToImage(LightningModule):
         weight_decay: on matrices alone.
         betas: of AdamW.
         optimizer: adamw, as in the paper, or muon for hidden matrices; see `lidit/optimizers.py`.
+        trained: parts of the names of the weights that are trained, such as prompt_encoder; none: all.
         warmup_steps: of the learning rate, linear.
         cosine: after the warm-up, decay to zero at trainer.max_steps; False keeps the peak, as the paper does.
     """
@@ -59,13 +74,14 @@ class TextToImage(LightningModule):
         warmup_steps: int = 1000,
         cosine: bool = False,
         optimizer: Literal["adamw", "muon"] = "adamw",
+        trained: list[str] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         self.llms, self.vae, self.objective = llms, vae, objective
         self.make_prompt_encoder, self.make_backbone = prompt_encoder, backbone
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
-        self.warmup_steps, self.cosine, self.optimizer = warmup_steps, cosine, optimizer
+        self.warmup_steps, self.cosine, self.optimizer, self.trained = warmup_steps, cosine, optimizer, trained
         self.prompt_encoder: PromptEncoder | LLMDiffEncoder | None = None
         self.backbone: LIDiT | AdaptedUNet | UNet | None = None
         self.parallel = Parallel()
@@ -77,9 +93,14 @@ class TextToImage(LightningModule):
         return backbone, self.make_prompt_encoder([llm.width for llm in self.llms], backbone.width)
 
     def configure_model(self) -> None:
-        """Build what is trained; parsing a recipe builds nothing."""
+        """Build what is trained; parsing a recipe builds nothing.
+
+        Raises:
+            ValueError: `trained` names no weight.
+        """
         if self.backbone is None:
             self.backbone, self.prompt_encoder = self.build()
+            freeze(self, self.trained)
             self.parallel.apply(self.backbone)
 
     def setup(self, stage: str) -> None:

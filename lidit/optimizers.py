@@ -103,14 +103,19 @@ class MuonAdamW(Optimizer):
 
 def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
     """AdamW; vectors (biases, norms) do not decay."""
-    return AdamW(_groups(model.parameters(), weight_decay), lr, betas)
+    return AdamW(_groups(_trained(model).values(), weight_decay), lr, betas)
 
 
 def muon(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonAdamW:
     """Muon for the hidden matrices, AdamW for everything else; vectors do not decay."""
-    hidden = {name: p for name, p in model.named_parameters() if p.ndim == 2 and not _is(name, NOT_HIDDEN)}
-    others = [p for name, p in model.named_parameters() if name not in hidden]
+    trained = _trained(model)
+    hidden = {name: p for name, p in trained.items() if p.ndim == 2 and not _is(name, NOT_HIDDEN)}
+    others = [p for name, p in trained.items() if name not in hidden]
     return MuonAdamW(list(hidden.values()), _groups(others, weight_decay), lr, betas, weight_decay)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _is(name: str, parts: tuple[str, ...]) -> bool:

@@ -22,7 +22,7 @@ ERRORS = ("Error: ", "Exception: ", "lidit: error: ", "srun: error: ", "slurmste
 
 
 @dataclass(frozen=True)
-class Run:
+class Line:
     """A line of the list.
 
     Args:
@@ -58,7 +58,7 @@ def runs(folder: str = "runs") -> None:
     if not listed:
         print(f"no runs in {folder}: `lidit fit --run` and `lidit launch` make them")
         return
-    titles = Run("run", "state", "step", "loss", "job", "updated", "")
+    titles = Line("run", "state", "step", "loss", "job", "updated", "")
     rows = [tuple(vars(row).values()) for row in (titles, *listed)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -92,7 +92,7 @@ def ask(jobs: set[str]) -> dict[str, str]:
         return {}
 
 
-def look(folder: Path, known: dict[str, str]) -> Run:
+def look(folder: Path, known: dict[str, str]) -> Line:
     """What became of a run.
 
     Args:
@@ -105,7 +105,7 @@ def look(folder: Path, known: dict[str, str]) -> Run:
         ranks = []
     word, note = judge(folder, ranks, slurms, job)
     main = ranks[0] if ranks else None
-    return Run(
+    return Line(
         name=str(folder),
         state=word,
         step=f"{main.step}/{main.max_steps}" if main else "-",

@@ -84,7 +84,7 @@ def _parse(path: Path) -> State:
     try:
         return State(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no state of a run ({error}); remove it") from None
+        raise ValueError(f"{path} is no state of a run of this version of lidit ({error}); remove it") from None
 
 
 def start_name() -> str:

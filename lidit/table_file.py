@@ -10,6 +10,7 @@ the names of scales as keys, at any depth, and a row or column whose value is No
              number that the training itself has left
     PAPER    {label: {column: the paper's number}}, also of rows that only the paper has
     CLAIMS   [(better row, worse row, column)]: what the paper says of these numbers
+    SHOWN    {scale: what the measured numbers show, in a few sentences}
     PLOT     bars, lines (a line per row over the columns) or scatter (the first column against the second)
 """
 
@@ -88,6 +89,7 @@ class Table:
     paper: dict[str, dict[str, float | int]]
     claims: list[tuple[str, str, str]]
     plot: str
+    shown: str | None = None
 
     @property
     def claim(self) -> str:
@@ -142,6 +144,7 @@ def read_table(file: str | Path, scale: str) -> Table:
         data.get("PAPER", {}),
         data.get("CLAIMS", []),
         plot,
+        data.get("SHOWN", {}).get(scale),
     )
     _check_claims(table, set(data["ROWS"]) | set(table.paper), set(data["COLUMNS"]))
     return table

@@ -147,7 +147,8 @@ def text_of(file: Path, results: Path) -> str:
             parts += [f"## {table.claim}"]
         if numbers:
             picture = f"![{table.claim}]({picture_of(table, results).name})"
-            parts += [f"### {TITLES[scale]}", *markdown(table, numbers, runs), picture]
+            shown = [" ".join(table.shown.split())] if table.shown else []
+            parts += [f"### {TITLES[scale]}", *shown, *markdown(table, numbers, runs), picture]
     parts += [part for part in table.text.split("\n\n")[1:] if not part.startswith("    ")]
     return "\n\n".join(parts) + "\n"
 

@@ -172,8 +172,8 @@ def test_a_part_is_taken_whatever_the_rest_of_the_model_is(
     refined = "--model.prompt_encoder.init_args.refiner_depth=1"  # not as the checkpoint's
     assert main([*given, refined]) == 0
     path = sorted(tmp_path.rglob("*.ckpt"))[-1]
-    _, ours, _ = read(path)
-    _, theirs, _ = read(tiny_checkpoint)
+    _, ours, _ = read(str(path))
+    _, theirs, _ = read(str(tiny_checkpoint))
     same = {name: torch.equal(ours[name], weight) for name, weight in theirs.items() if name in ours}
     assert all(equal for name, equal in same.items() if name.startswith("backbone."))
     assert not all(same.values())
@@ -226,3 +226,16 @@ def test_matrices_decay_and_vectors_do_not(unbuilt: TextToImage) -> None:
     assert vectors["weight_decay"] == 0
     assert all(p.ndim > 1 for p in matrices["params"])
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(unbuilt.parameters()))
+
+
+def test_only_the_named_parts_are_trained(tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = ["fit", "--config", str(tiny_recipe), f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    given += [f"--trainer.callbacks.dirpath={tmp_path}", "--model.learning_rate=0.1"]
+    assert main([*given, "--model.trained=[prompt_encoder]", "--trainer.max_steps=2"]) == 0
+    paths = sorted(tmp_path.rglob("step=[12].ckpt"))
+    first, last = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
+    assert first.keys() == last.keys()
+    moved = {name.split(".")[0] for name in first if not torch.equal(first[name], last[name])}
+    assert moved == {"prompt_encoder"}
+    assert main([*given, "--model.trained=[promt_encoder]"]) == 1
+    assert "model.trained names 'promt_encoder', which is in no weight's name" in capsys.readouterr().err

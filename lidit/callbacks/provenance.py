@@ -18,7 +18,7 @@ PACKAGES = ("torch", "lightning", "transformers", "diffusers")
 
 
 class Provenance(Callback):
-    """Write `record.json` into the folder of `--run`: commit, versions, machine class, steps and time, parameters.
+    """Write `record.json` into the folder of `--run`: commit, versions, machine class, steps and time, trained parameters.
 
     Seconds are wall time from the first batch to the last, start-up left out; those of several starts are added up.
 
@@ -58,7 +58,7 @@ class Provenance(Callback):
             "steps": trainer.global_step,
             "seconds": (seconds := round(self._before + monotonic() - self._start, 1)),
             "milliseconds_per_step": round(1000 * seconds / max(1, trainer.global_step), 1),
-            "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
+            "parameters": sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad),
             "once_per_prompt": int(trainer.lightning_module.prompt_encoder.timeless),
         }
         path = Path(trainer.default_root_dir) / RECORD

@@ -1,0 +1,156 @@
+"""`lidit.Run`: a run's folder, opened to look at; also while it is written, and after it crashed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lidit import runs, state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lidit.pipeline import Pipeline
+
+METRICS, CONFIG, RECORD, CHECKPOINTS = "metrics.csv", "config.yaml", "record.json", "checkpoints"
+
+
+class Run:
+    """What `lidit fit --run` has left in a folder. Everything is read when it is asked for, so ask again for news.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no run.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no folder {path}; `lidit runs` lists the runs there are")
+        if not self.starts and not (self.path / state.FOLDER).is_dir():
+            inner = next(runs.find(self.path), None)
+            hint = f"; {inner} in it is one" if inner else "; `lidit fit --run FOLDER` makes one"
+            raise ValueError(f"{path} is no run of lidit: it has neither {state.FOLDER}/ nor version_0/{hint}")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}): {self.state}, step {self.step}"
+
+    @property
+    def starts(self) -> list[Path]:
+        """The log folder of each start, the first first."""
+        found = [path for path in self.path.glob("version_*") if path.name.removeprefix("version_").isdigit()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
+
+    @property
+    def state(self) -> str:
+        """What `lidit runs` says: running, finished, failed, stopped or another of its words."""
+        return runs.look(self.path, {}).state
+
+    @property
+    def error(self) -> str:
+        """Why it failed, as `lidit runs` says it; empty where it did not."""
+        return runs.look(self.path, {}).note
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, as far as the run has said."""
+        ranks = state.read(self.path)
+        return max((rank.step for rank in ranks), default=0)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The recipe of the newest start, with everything the command line set.
+
+        Raises:
+            ValueError: no start has got as far as writing it.
+        """
+        written = [folder / CONFIG for folder in self.starts if (folder / CONFIG).is_file()]
+        if not written:
+            raise ValueError(f"{self.path} has no {CONFIG}: it stopped before training began; {self.error or 'see logs'}")
+        return yaml.safe_load(written[-1].read_text())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Commit, versions, machine and time, where the recipe has the callback `Provenance`; else empty."""
+        path = self.path / RECORD
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Everything logged, a column for each name, by optimizer step; steps that a later start did again, once.
+
+        Raises:
+            ValueError: a log has no steps, as of another program or version.
+        """
+        import pandas as pd
+
+        frames = [frame for folder in self.starts if (frame := _read(folder / METRICS)) is not None]
+        kept = []
+        for frame, later in zip(frames, [*frames[1:], None], strict=False):
+            kept.append(frame if later is None else frame[frame.index < later.index.min()])
+        if not kept:
+            return pd.DataFrame(index=pd.Index([], name="step"))
+        # a row for each logger call: one for each step takes what any of them says
+        return pd.concat(kept).groupby(level=0).last().sort_index()
+
+    def images(self, folder: str | None = None) -> dict[int, Path]:
+        """PNGs that a callback has drawn, by step.
+
+        Args:
+            folder: the callback's, such as `samples` or `judged`; none: the first there is.
+        """
+        found: dict[int, Path] = {}
+        names = [folder] if folder else sorted({p.parent.name for s in self.starts for p in s.glob("*/step-*.png")})[:1]
+        for name in names:
+            for path in sorted(path for start in self.starts for path in (start / name).glob("step-*.png")):
+                found[int(path.stem.removeprefix("step-"))] = path
+        return dict(sorted(found.items()))
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """Published checkpoints by step."""
+        found = {int(p.stem.removeprefix("step-")): p for p in (self.path / CHECKPOINTS).glob("step-*.ckpt")}
+        return dict(sorted(found.items()))
+
+    def pipeline(self, step: int | None = None, ema: bool = True) -> Pipeline:
+        """The model of a checkpoint, ready to draw.
+
+        Args:
+            step: of the checkpoint; none: the newest.
+            ema: take averaged weights; where there are none, that is an error.
+
+        Raises:
+            ValueError: there is no such checkpoint, or its configuration is of another version of lidit.
+        """
+        from lidit.pipeline import Pipeline
+
+        there = self.checkpoints
+        if not there or (step is not None and step not in there):
+            known = f"there are those of steps {', '.join(map(str, there))}" if there else "it has none yet"
+            raise ValueError(f"{self.path} has no checkpoint{'' if step is None else f' of step {step}'}; {known}")
+        return Pipeline.load(str(there[max(there) if step is None else step]), ema)
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    """A log as a frame by step; None where nothing has been logged yet. A line that is half written is left out."""
+    import pandas as pd
+
+    if not path.is_file():
+        return None
+    lines = path.read_text().splitlines(keepends=True)
+    if len(lines) < 2:
+        return None
+    whole = lines if lines[-1].endswith("\n") else lines[:-1]
+    names = whole[0].strip().split(",")
+    if "step" not in names:
+        raise ValueError(f"{path} has no column step, so it is no log of this version of lidit; it has {', '.join(names)}")
+    rows = [line.strip().split(",") for line in whole[1:]]
+    frame = pd.DataFrame([row for row in rows if len(row) == len(names)], columns=names)
+    frame = frame.apply(pd.to_numeric, errors="coerce")
+    return frame.astype({"step": int}).set_index("step").drop(columns="epoch", errors="ignore")
