@@ -14,8 +14,11 @@ SETTING = {
         "config": "experiments/configs/mini_ablation.yaml",
         "prepare": ["lidit prep shard --out data/ablation/train --count 12000 --seed 0"],
         "cache": {"out": "data/ablation/cache", "options": "--shards data/ablation/train"},
-        "sample": {"all": "--count_per_task 100 --steps 12 --guidance 3 --batch_size 100"},
-        "commands": {"scene-questions": "python -m experiments.scene_questions score --llms LLMS --out OUT"},
+        "sample": {"all": "--count_per_task 60 --steps 12 --guidance 3 --batch_size 100"},
+        "commands": {
+            "scene-questions": "python -m experiments.scene_questions score --llms LLMS --out OUT",
+            "text-gain": "python -m experiments.text_gain score --checkpoint RUN/checkpoints/latest --out OUT",
+        },
     },
     "paper": {
         "config": "experiments/configs/ablation.yaml",
@@ -31,7 +34,10 @@ SETTING = {
 
 T2I_AVERAGE = {"mini": ("scenes-attributes", "overall", 100), "paper": ("t2i-compbench", "attributes np8", 100)}
 DPG_AVERAGE = {"mini": ("scenes-dense", "overall", 100), "paper": ("dpg-bench", "official average", 1)}
-COLUMNS = {"T2I-CompBench": T2I_AVERAGE, "DPG-Bench": DPG_AVERAGE}
+# beside the paper's columns: what a caption is worth, which is finer than the judge of few pictures
+GAIN = {"text gain": {"mini": ("text-gain", "gain", 100), "paper": None}}
+JUDGED = {"T2I-CompBench": T2I_AVERAGE, "DPG-Bench": DPG_AVERAGE}
+COLUMNS = JUDGED | GAIN
 
 T5 = "lidit.models.t5.FrozenT5"
 BASE, TUNED = {"template": "plain"}, {}

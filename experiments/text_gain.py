@@ -1,0 +1,73 @@
+"""What the caption is worth: held-out loss with another scene's caption less that with the right one.
+
+Finer than the judge, which needs whole pictures: the same scenes, noise and times for every model, and no sampler. A
+model that does not read scores 0.
+
+    python -m experiments.text_gain score --checkpoint bundled:lidit --out runs/gain
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lidit.data.transforms import to_tensor
+from lidit.module import TextToImage
+from lidit.pipeline import Pipeline
+from lidit.scenes.corpus import Example, examples
+
+BATCH = 64
+
+
+@torch.no_grad()
+def losses(model: TextToImage, scenes: list[Example], captions: list[str]) -> Float[Tensor, " n"]:
+    """Each scene's loss with a caption, at noise and times that depend on its place in the list alone."""
+    found = []
+    for first in range(0, len(scenes), BATCH):
+        images = to_tensor([scene.image for scene in scenes[first : first + BATCH]])
+        latent = model.vae.load(model.device).encode(images.to(model.device))
+        features = model.encode_prompts(captions[first : first + BATCH])
+        draws = torch.Generator().manual_seed(first)
+        loss, _ = model.objective.loss(lambda x, t, f=features: model.predict(x, t, f), latent, draws)
+        found.append(loss)
+    return torch.cat(found)
+
+
+def score(checkpoint: str, out: str, count: int = 256, seed: int = 10_000) -> None:
+    """Measure a model on held-out scenes and short captions, and write `OUT/scores.json`.
+
+    Args:
+        checkpoint: as for `lidit sample`.
+        out: folder to write.
+        count: scenes.
+        seed: of the scenes.
+    """
+    model = Pipeline.load(checkpoint).model
+    scenes = list(examples(seed, count, held=True))
+    right = [scene.short.text for scene in scenes]
+    with_right, with_other = losses(model, scenes, right), losses(model, scenes, right[1:] + right[:1])
+    gain = (with_other - with_right).cpu().numpy()
+    scores = {"gain": float(gain.mean()), "loss": float(with_right.mean())}
+    record = {
+        "benchmark": "text-gain",
+        "name": "text-gain",
+        "scores": scores,
+        "standard_error": float(gain.std(ddof=1) / np.sqrt(count)),
+        "images_demanded": count,
+        "images_scored": count,
+        "seed": seed,
+    }
+    Path(out).mkdir(parents=True, exist_ok=True)
+    (Path(out) / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{out}: {scores}")
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli({"score": score}, as_positional=False)
