@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from lidit.assets import resolve
 from lidit.checkpoint import COMMITTED, check_shapes
 from lidit.checkpoint import read as read_checkpoint
 from lidit.module import TextToImage
-from lidit.samplers import guided, sampler_for
+from lidit.samplers import guided, sampler_for, watched
 
 BUNDLED = "bundled:lidit"
 WEIGHTS = "model.safetensors"
@@ -65,6 +66,7 @@ class Pipeline:
         guidance: float = 3.0,
         sampler: str | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
+        watch: Callable[[Float[Tensor, "b c h w"]], None] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Clean latents for prompts, from given noise.
 
@@ -75,6 +77,7 @@ class Pipeline:
             guidance: classifier-free guidance scale; 1 is none.
             sampler: euler, heun or ddim; by default the first that fits the objective.
             interval: lowest and highest time with guidance.
+            watch: is shown what the clean latents would be, at each evaluation.
         """
         model, b = self.model, len(prompts)
         features = model.encode_prompts([*prompts, *[""] * b])
@@ -88,6 +91,8 @@ class Pipeline:
         objective = model.objective
         name = sampler or ("euler" if objective.predicts == "velocity" else "ddim")
         draw = sampler_for(name, objective.predicts, objective.alpha_sigma)
+        if watch is not None:
+            predict = watched(predict, objective.to_x0, watch)
         return draw(predict, noise.to(model.device), objective.times(steps, noise.shape[-2:]))
 
     def noise(self, seeds: list[int], width: int, height: int) -> Float[Tensor, "b c h w"]:

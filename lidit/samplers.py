@@ -87,6 +87,17 @@ def sampler_for(
     return partial(ddim, alpha_sigma=alpha_sigma) if name == "ddim" else SAMPLERS[name]
 
 
+def watched(predict: Predict, to_x0: Callable[[Tensor, Tensor, Tensor], Tensor], watch: Callable[[Tensor], None]) -> Predict:
+    """The same predict, which shows what clean latent follows from each prediction by the objective's `to_x0`."""
+
+    def predict_and_show(x: Tensor, t: Tensor) -> Tensor:
+        prediction = predict(x, t)
+        watch(to_x0(prediction, x, t))
+        return prediction
+
+    return predict_and_show
+
+
 def guided(both: Predict, conditional: Predict, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Predict:
     """Classifier-free guidance (Ho & Salimans 2022), u + scale (c - u), as one predict for any sampler.
 

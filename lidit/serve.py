@@ -1,0 +1,190 @@
+"""`lidit serve`: a page to try prompts on; one or two models draw from the same noise, and show how they got there."""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lidit.pipeline import BUNDLED, Pipeline, to_uint8
+
+if TYPE_CHECKING:
+    import gradio
+
+LONGEST = 2000  # characters of a prompt
+MOST_STEPS = 100
+STRIP = 8  # pictures on the way
+STYLE = """
+.tokens {line-height: 2} .tokens span {padding: .15rem .3rem; border-radius: .3rem; margin: 0 .1rem; font-family: monospace}
+.tokens .kept {background: #cfe8cf; color: #123} .tokens .cut {color: #767676}
+.drawn img {image-rendering: pixelated}
+"""
+AUTOMATIC = "the model's own"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One model's picture (h w 3), uint8, and a strip (h n*w 3) of what it would have been on the way."""
+
+    image: np.ndarray
+    strip: np.ndarray
+
+
+class Studio:
+    """What the page does, without the page.
+
+    Args:
+        checkpoints: what draws, each as for `Pipeline.load`.
+        longest_side: of a picture, in pixels.
+    """
+
+    def __init__(self, checkpoints: list[str], longest_side: int):
+        self.pipelines = {name: Pipeline.load(name) for name in dict.fromkeys(checkpoints)}
+        self.longest_side = longest_side
+
+    def check(self, prompt: str, width: int, height: int) -> None:
+        """Refuse what is not to be drawn.
+
+        Raises:
+            ValueError: the prompt is empty or too long, or the picture too large.
+        """
+        if not prompt.strip():
+            raise ValueError("Write what to draw, such as: a red circle to the left of a blue square")
+        if len(prompt) > LONGEST:
+            raise ValueError(f"The prompt has {len(prompt)} characters; write at most {LONGEST}")
+        if max(width, height) > self.longest_side:
+            raise ValueError(f"{width}x{height} is too large; no side may be above {self.longest_side} pixels")
+
+    def draw(
+        self, prompt: str, seed: int, steps: int, guidance: float, sampler: str | None, width: int, height: int
+    ) -> list[Drawn]:
+        """Each model's picture, from the same noise where their latents are alike.
+
+        Raises:
+            ValueError: as `check`; the size does not divide by what the model needs; another model's sampler.
+        """
+        self.check(prompt, width, height)
+        if not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"Take 1 to {MOST_STEPS} steps, not {steps}")
+        return [self._draw(pipeline, prompt, seed, steps, guidance, sampler, width, height) for pipeline in self._all]
+
+    @property
+    def _all(self) -> list[Pipeline]:
+        return list(self.pipelines.values())
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        pipeline: Pipeline,
+        prompt: str,
+        seed: int,
+        steps: int,
+        guidance: float,
+        sampler: str | None,
+        width: int,
+        height: int,
+    ) -> Drawn:
+        seen: list[torch.Tensor] = []
+        noise = pipeline.noise([seed], width, height)
+        latent = pipeline.latents([prompt], noise, steps, guidance, sampler, watch=seen.append)
+        chosen = np.linspace(0, len(seen) - 1, min(STRIP, len(seen))).round().astype(int)
+        vae = pipeline.model.vae.load(latent.device)
+        *way, image = to_uint8(vae.decode(torch.cat([*(seen[i] for i in chosen), latent])))
+        return Drawn(image, np.concatenate(way, 1))
+
+    def tokens(self, prompt: str) -> str:
+        """HTML: each LLM's tokens, those that the transformer reads marked, and how many were cut."""
+        parts = []
+        for name, pipeline in self.pipelines.items():
+            for llm in pipeline.model.llms:
+                parts.append(f"<p><b>{html.escape(llm.name)}</b>, for {html.escape(name)}{_cut(llm, prompt)}</p>")
+                words = [
+                    f'<span class="{"kept" if kept else "cut"}">{html.escape(text.strip()) or "&nbsp;"}</span>'
+                    for text, kept in llm.show(prompt)
+                ]
+                parts.append(f'<div class="tokens">{" ".join(words)}</div>')
+        return "".join(parts)
+
+
+def _cut(llm: Any, prompt: str) -> str:
+    lost = llm.prompts.split(prompt).cut
+    return f": <b>{lost} tokens too long</b>, the end is cut at {llm.prompts.max_tokens}" if lost else ""
+
+
+def page(studio: Studio, queue: int) -> gradio.Blocks:
+    """The page: prompt and settings, pictures side by side, the way there, and what each LLM sees.
+
+    Args:
+        studio: what it shows.
+        queue: people that may wait; one more is told to come back.
+    """
+    import gradio as gr
+
+    def draw(prompt: str, seed: float, steps: float, guidance: float, sampler: str, width: float, height: float):
+        try:
+            own = None if sampler == AUTOMATIC else sampler
+            drawn = studio.draw(prompt, int(seed), int(steps), guidance, own, int(width), int(height))
+        except ValueError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from None
+        return [*(part for each in drawn for part in (each.image, each.strip)), studio.tokens(prompt)]
+
+    with gr.Blocks(title="lidit", analytics_enabled=False) as blocks:
+        gr.Markdown("# lidit\nWhat does it draw, and what did it read?")
+        prompt = gr.Textbox(label="Prompt", value="a red circle to the left of a blue square", max_lines=4)
+        button = gr.Button("Draw", variant="primary")
+        with gr.Accordion("Settings", open=False), gr.Row():
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            steps = gr.Slider(1, MOST_STEPS, 25, step=1, label="Steps")
+            guidance = gr.Slider(0, 15, 3, step=0.5, label="Guidance; 1 is none")
+            sampler = gr.Dropdown([AUTOMATIC, "euler", "heun", "ddim"], value=AUTOMATIC, label="Sampler")
+            width = gr.Number(64, label="Width, pixels", precision=0, minimum=1)
+            height = gr.Number(64, label="Height, pixels", precision=0, minimum=1)
+        shown = []
+        with gr.Row():
+            for name in studio.pipelines:
+                with gr.Column(min_width=280):
+                    shown.append(gr.Image(label=name, format="png", elem_classes="drawn", height=320, interactive=False))
+                    shown.append(gr.Image(label="on the way there", format="png", elem_classes="drawn", interactive=False))
+        tokens = gr.HTML(label="What each LLM sees; marked is what the transformer reads")
+        given = [prompt, seed, steps, guidance, sampler, width, height]
+        gr.on([button.click, prompt.submit], draw, given, [*shown, tokens], api_name="draw", concurrency_limit=1)
+    return blocks.queue(max_size=queue)
+
+
+def serve(
+    checkpoints: list[str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    queue: int = 16,
+    longest_side: int = 256,
+) -> None:
+    """Open a page to try prompts on; stop it with Ctrl-C.
+
+    Args:
+        checkpoints: one or two models, as for `lidit sample --checkpoint`; two draw side by side from the same noise.
+            By default the bundled one.
+        host: address to listen on; 0.0.0.0 lets others in, and there is no password.
+        port: to listen on.
+        queue: people that may wait for their picture; one more is told to come back.
+        longest_side: of a picture, in pixels.
+
+    Raises:
+        ValueError: Gradio is not installed, or there are more than two models.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError("lidit serve needs Gradio; install it with `pip install 'lidit[serve]'`")
+    names = checkpoints or [BUNDLED]
+    if len(names) > 2:
+        raise ValueError(f"{len(names)} models do not fit side by side; name one or two")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it works without a network, and tells nobody
+    import gradio as gr
+
+    blocks = page(Studio(names, longest_side), queue)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    print(f"http://{host}:{port} (Ctrl-C stops it)", flush=True)
+    blocks.launch(server_name=host, server_port=port, share=False, quiet=True, theme=theme, css=STYLE, footer_links=[])
