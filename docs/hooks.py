@@ -33,7 +33,7 @@ def choices() -> str:
     titles = {"UNSTATED": "What the paper does not say", "DEVIATION": "Where we do otherwise"}
     text = []
     for tag, title in titles.items():
-        rows = [f"| `{place}` | {plain(said)} |" for kind, place, said in tagged() if kind == tag]
+        rows = [f"| `{place}` | {said} |" for kind, place, said in tagged() if kind == tag]
         text += [f"## {title}", "", "| where | what |", "|---|---|", *rows, ""]
     return "\n".join(text)
 
@@ -44,14 +44,15 @@ def plain(text: str) -> str:
 
 
 def tagged() -> Iterator[tuple[str, str, str]]:
-    """Kind, place and text of each choice; what follows in the same comment belongs to it."""
+    """Kind, place and text of each choice: the code that it stands beside, or what follows in the same comment."""
     files = [path for folder in FOLDERS for kind in ("py", "yaml") for path in (ROOT / folder).rglob(f"*.{kind}")]
     for path in sorted(files):
         lines = path.read_text().splitlines()
         for i, line in enumerate(lines):
             if found := TAG.search(line):
-                more = continued(lines[i + 1 :]) if line.lstrip().startswith("#") else []
-                yield found[1], f"{path.relative_to(ROOT)}:{i + 1}", " ".join([found[2], *more])
+                code = line[: found.start()].strip()
+                said = plain(" ".join([found[2], *([] if code else continued(lines[i + 1 :]))]))
+                yield found[1], f"{path.relative_to(ROOT)}:{i + 1}", f"`{code}`: {said}" if code else said
 
 
 def continued(lines: list[str]) -> list[str]:
