@@ -50,7 +50,7 @@ def tagged() -> Iterator[tuple[str, str, str]]:
         lines = path.read_text().splitlines()
         for i, line in enumerate(lines):
             if found := TAG.search(line):
-                code = line[: found.start()].strip()
+                code = line[: found.start()].strip().removesuffix(":")
                 said = plain(" ".join([found[2], *([] if code else continued(lines[i + 1 :]))]))
                 yield found[1], f"{path.relative_to(ROOT)}:{i + 1}", f"`{code}`: {said}" if code else said
 

@@ -14,7 +14,7 @@ BLOCK = re.compile(
     r"(?P<notes>(?:^<!-- [^\n]* -->\n+)*)^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 NOTE = re.compile(r"<!-- (needs|file): (.*) -->")
-PROGRAMS = ("lidit", "make", "pip", "python", "torchrun")
+PROGRAMS = ("lidit ", "make ", "pip ", "python ")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,17 @@ class Block:
     @property
     def commands(self) -> list[list[str]]:
         """Its command lines in words, without comments; of a file of rows, each row as a command."""
-        lines = [f"lidit {line}" for line in self.text.splitlines()] if self.is_rows else self.text.splitlines()
-        parts = [part for line in lines for part in line.split(" && ")]
-        return [words for part in parts if (words := shlex.split(part, comments=True))]
+        text = re.sub(r"^(?=.)", "lidit ", self.text, flags=re.MULTILINE) if self.is_rows else self.text
+        text = re.sub(r"\s# .*$", "", text.replace("\\\n", " "), flags=re.MULTILINE)
+        lexer = shlex.shlex(text, posix=True, punctuation_chars="&\n")
+        lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+        commands: list[list[str]] = [[]]
+        for word in lexer:
+            if set(word) <= {"&", "\n"}:
+                commands.append([])
+            else:
+                commands[-1].append(word)
+        return [words for words in commands if words]
 
     @property
     def is_rows(self) -> bool:

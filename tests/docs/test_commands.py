@@ -77,6 +77,7 @@ def understand(words: list[str]) -> None:
     elif program == "python":
         assert rest[0] == "-m"
         assert find_spec(rest[1]), f"there is no module {rest[1]}"
+        assert all(Path(word).exists() for word in rest if word.startswith("experiments/"))
     elif program == "pip":
         assert rest[0] == "install"
         setup = configparser.ConfigParser()
@@ -111,7 +112,7 @@ def test_every_command_of_a_page_is_understood(page: Path, folder: Path) -> None
             try:
                 understand(words)
             except (ArgumentError, AssertionError, ValueError, OSError) as error:
-                pytest.fail(f"{block.place}: {' '.join(words)}: {error}")
+                pytest.fail(f"{block.place}: {' '.join(words)}: {error}", pytrace=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
