@@ -1,4 +1,4 @@
-.PHONY: check test test-all choices
+.PHONY: check test test-all docs choices
 
 check:  # style, types, import contracts
 	ruff format --check . && ruff check . && pyrefly check && lint-imports --no-cache --no-logo
@@ -8,6 +8,9 @@ test:  # the fast tests
 
 test-all:  # every test that this machine can run
 	pytest
+
+docs:  # the site, into site/; a broken link or reference is an error
+	mkdocs build --strict --quiet
 
 choices:  # where the paper says nothing, or we do otherwise: what "faithful" means here
 	@grep -rnE "# (UNSTATED|DEVIATION):" lidit data_prep experiments --include=*.py --include=*.yaml

@@ -28,6 +28,7 @@ VERBS = {  # verb: (the function that does it, what it does)
     "test": ("lidit.fit:test", "the test loss of a checkpoint"),
     "launch local": ("lidit.launch:local", "run a command on this machine's devices, or print the line for several"),
     "launch slurm": ("lidit.launch:slurm", "submit a command as a job of Slurm, or print the job's script"),
+    "doctor": ("lidit.doctor:main", "versions, devices, disk, bundled parts: what is missing for what, for an issue"),
     "runs": ("lidit.runs:runs", "what became of runs and jobs: state, step, last loss, error"),
     "export": ("lidit.pipeline:export", "write a folder of safetensors and configuration from a checkpoint"),
     "prep filter": ("data_prep.filter:filter_records", "choose which records of a collection go into shards, by rules"),
@@ -38,7 +39,7 @@ VERBS = {  # verb: (the function that does it, what it does)
     "prep precompute": ("data_prep.precompute:precompute", "compute latents and LLM features of shards once"),
 }
 RECIPES = ("fit", "validate", "test")  # of Lightning
-OWN_WAY = (*RECIPES, "sample", "score")  # read their arguments themselves
+OWN_WAY = (*RECIPES, "sample", "score", "doctor")  # read their arguments themselves
 LAUNCHERS = ("launch local", "launch slurm")  # take another command line, after --
 
 

@@ -1,0 +1,122 @@
+"""What pages say is so: messages are those of the code, numbers those of the recipes, generated parts are there."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.conftest import PAGES, ROOT
+
+DOCS = ROOT / "docs"
+TABLE_ROW = re.compile(r"^\| (?P<first>.*?) \|", re.MULTILINE)
+STANDS_FOR = re.compile(r"[A-Z]{2,}|\b[A-Z]\b|\.\.\.")  # words in capitals
+FOREIGN = {"Connection closed by peer"}  # of gloo
+CLUSTER = ROOT / "experiments/configs/cluster"
+
+hooks_spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+hooks = importlib.util.module_from_spec(hooks_spec)
+hooks_spec.loader.exec_module(hooks)
+
+
+@cache
+def messages() -> list[str]:
+    """Every text of the code; what an f-string fills in is a NUL."""
+    found = []
+    for path in sorted(path for folder in ("lidit", "data_prep") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def quoted(text: str) -> list[str]:
+    """The messages in the first columns of tables."""
+    rows = TABLE_ROW.findall(text)
+    return [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+
+
+def printed(message: str) -> bool:
+    """Whether the code holds a text with this in it, its words in capitals standing for anything."""
+    pattern = re.compile(".*?".join(map(re.escape, STANDS_FOR.split(message))))
+    return any(pattern.search(text) for text in messages())
+
+
+@pytest.mark.parametrize("message", quoted((DOCS / "troubleshooting.md").read_text()))
+def test_messages_under_troubleshooting_are_those_that_are_printed(message: str) -> None:
+    assert sum(map(len, STANDS_FOR.split(message))) >= 10, "too little to find"
+    assert printed(message)
+
+
+def test_messages_of_jobs_are_those_that_are_printed() -> None:
+    section = (DOCS / "cluster.md").read_text().split("## 6.")[1]
+    assert [message for message in quoted(section) if not printed(message) and message not in FOREIGN] == []
+
+
+def test_a_message_that_nothing_prints_is_found_out() -> None:
+    assert not printed("the flux capacitor of NAME is empty")
+
+
+@pytest.mark.parametrize("overlay", sorted(CLUSTER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_memory_is_what_the_recipes_say(overlay: Path) -> None:
+    page, trainer = (DOCS / "gpus.md").read_text(), yaml.safe_load(overlay.read_text())["trainer"]
+    said = overlay.read_text().replace("\n# ", " ")
+    row = rf"^\| (\d+) of 80 GB \| `{overlay.stem}`.*?\| (\d+) \| (\d+) GB \|"
+    (found,) = re.findall(row, page, re.MULTILINE)
+    gpus, images, memory = map(int, found)
+    assert gpus == trainer["devices"] * trainer["num_nodes"]
+    assert re.search(rf"\b{images} a rank", said)
+    assert f"Expected per GPU: {memory} GB" in said
+    row = rf"^\| `{overlay.stem}` \| ([\d.]+) GB.*?\| ([\d.]+) GB.*?\| ([\d.]+) GB \|$"
+    (parts,) = re.findall(row, page, re.MULTILINE)
+    assert all(f"{part} GB" in said for part in parts)
+    assert sum(map(float, parts)) == pytest.approx(memory, abs=0.6)
+
+
+def test_every_choice_of_the_code_is_listed_with_its_line() -> None:
+    page = hooks.on_page_markdown((DOCS / "choices.md").read_text())
+    rows = re.findall(r"^\| `([\w./]+):(\d+)` \| (.*) \|$", page, re.MULTILINE)
+    tags = re.compile(r"# (UNSTATED|DEVIATION):")
+    for file, line, said in rows:
+        assert tags.search((ROOT / file).read_text().splitlines()[int(line) - 1])
+        assert said
+    files = [f for d in hooks.FOLDERS for kind in ("py", "yaml") for f in (ROOT / d).rglob(f"*.{kind}")]
+    assert len(rows) == sum(bool(tags.search(line)) for f in files for line in f.read_text().splitlines()) > 30
+
+
+def test_a_choice_that_goes_on_in_the_next_comment_lines_is_told_whole() -> None:
+    lines = ["# and so", "# on.", "x = 1  # not this"]
+    assert hooks.continued(lines) == ["and so", "on."]
+    assert hooks.continued(["# UNSTATED: another"]) == []
+
+
+def test_the_paper_map_is_the_readmes_and_every_symbol_is_there() -> None:
+    page = hooks.on_page_markdown((DOCS / "paper_map.md").read_text())
+    assert "<!--" not in page
+    symbols = re.findall(r"`([\w/]+\.py):(\w+)`", page)
+    assert len(symbols) > 10
+    for file, symbol in symbols:
+        assert re.search(rf"^(class|def) {symbol}\b", (ROOT / file).read_text(), re.MULTILINE), f"{file}:{symbol}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in PAGES[1:] if f": {page.name}\n" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_no_registry_and_no_path_of_a_machine(page: Path) -> None:
+    assert not re.search(r"pypi\.org|pythonhosted|/home/|/root/|/tmp/|/Users/", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
