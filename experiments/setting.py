@@ -64,8 +64,8 @@ COMMON = {"mini": {"dtype": "float32", "max_tokens": 128}, "paper": {}}
 def llm(name: str, scale: str, instruction: bool) -> dict[str, Any]:
     """An LLM as a recipe names it."""
     settings = LLMS[name][scale] | COMMON[scale] | ({} if instruction else {"instruction": ""})
-    if name.startswith("t5"):
-        return {"class_path": T5, "init_args": settings}
+    if name.startswith("t5"):  # its layer is said, since over a recipe's LLM the layer of that one stays
+        return {"class_path": T5, "init_args": settings | {"layer": -1}}
     return settings
 
 

@@ -58,6 +58,7 @@ def test_every_row_parses_over_its_recipe_and_changes_what_it_says(file: Path, s
             arguments = said.get("init_args", said)
             assert llm.name == arguments["name"]
             assert isinstance(llm, FrozenT5) == ("t5" in llm.name)
+            assert llm.layer == (-1 if "t5" in llm.name else arguments.get("layer", -3)) or file.stem == "llmdiff_ablation"
             assert llm.prompts.instruction == arguments.get("instruction", llm.prompts.instruction)
         assert row.steps > 0
 
