@@ -22,6 +22,8 @@ VERBS = {  # verb: (the function that does it, what it does)
     "report": ("lidit.benchmark:report", "print the scores of runs side by side"),
     "table": ("lidit.table:main", "plan, run, score or report a table of the paper, beside the paper's numbers"),
     "serve": ("lidit.serve:serve", "a page to try prompts on, with one model or two side by side"),
+    "study serve": ("lidit.study.serve:serve", "serve a blind comparison of folders of pictures to people who vote"),
+    "study report": ("lidit.study.report:report", "win shares, agreement between raters, and the paper's Figure 6"),
     "encode": ("lidit.sample:encode", "show how each LLM reads a prompt, and what the transformer gets of it"),
     "fit": ("lidit.fit:fit", "train a model from a recipe"),
     "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),

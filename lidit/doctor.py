@@ -51,6 +51,7 @@ FEATURES = [
     Feature("collections in parquet", "`pip install 'lidit[parquet]'`", packages=("pyarrow",)),
     Feature("LLMs in int8", "`pip install 'lidit[llm8bit]'`", packages=("bitsandbytes", "accelerate")),
     Feature("lidit serve", "`pip install 'lidit[serve]'`", packages=("gradio",)),
+    Feature("lidit study", "`pip install 'lidit[study]'`", packages=("starlette", "uvicorn")),
     Feature("FID with Inception", "`pip install 'lidit[fid]'`", packages=("torch-fidelity",)),
     Feature("noun phrases of T2I-CompBench by spaCy", "`pip install 'lidit[spacy]'`", packages=("spacy",)),
 ]

@@ -283,6 +283,6 @@ def _board(folder: Path, files: list[Path], results: Path) -> str:
         " prompts and the models are small ones of a drawn world: the order of rows compares, not the numbers. An"
         f" order holds clearly where the difference is above {CLEAR:g} standard errors of the spread between seeds.\n\n"
         "Table 7 is `configs/lidit_1b.yaml` and `configs/lidit_10b.yaml`, checked by `tests/test_paper.py`; Figure 6,"
-        " the human study, is a [protocol](../docs/human_study.md)."
+        " the human evaluation, is [`lidit study`](../docs/human_study.md)."
     )
     return "\n\n".join([head, "\n".join(lines), *parts]) + "\n"

@@ -1,0 +1,92 @@
+"""Begin a study: copy the pictures of folders under random names, and write down which are compared."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import sqlite3
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lidit.study.collect import Competitor, matches
+from lidit.study.store import PICTURES, connect, now
+
+SCHEMA = (
+    "CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE model (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, folder TEXT NOT NULL, provenance TEXT)",
+    """CREATE TABLE picture (id INTEGER PRIMARY KEY, model INTEGER NOT NULL REFERENCES model, prompt TEXT NOT NULL,
+       token TEXT NOT NULL UNIQUE, width INTEGER NOT NULL, height INTEGER NOT NULL, file TEXT NOT NULL,
+       sha256 TEXT NOT NULL, facts TEXT NOT NULL, UNIQUE (model, prompt))""",
+    """CREATE TABLE pair (id INTEGER PRIMARY KEY, a INTEGER NOT NULL REFERENCES picture,
+       b INTEGER NOT NULL REFERENCES picture)""",
+    "CREATE TABLE rater (id INTEGER PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, agreed TEXT NOT NULL)",
+    """CREATE TABLE vote (id INTEGER PRIMARY KEY, rater INTEGER NOT NULL REFERENCES rater,
+       pair INTEGER NOT NULL REFERENCES pair, on_left INTEGER NOT NULL REFERENCES picture,
+       quality TEXT NOT NULL CHECK (quality IN ('left', 'tie', 'right')),
+       alignment TEXT NOT NULL CHECK (alignment IN ('left', 'tie', 'right')), time TEXT NOT NULL)""",
+    "CREATE INDEX vote_of ON vote (pair, rater)",
+    "CREATE TRIGGER votes_stay BEFORE DELETE ON vote BEGIN SELECT RAISE(ABORT, 'votes are kept'); END",
+    "CREATE TRIGGER votes_stay_so BEFORE UPDATE ON vote BEGIN SELECT RAISE(ABORT, 'votes are kept'); END",
+)
+
+
+def begin(folder: Path, competitors: list[Competitor], every: bool = True, contact: str = "") -> None:
+    """Copy the pictures and write the pairs, in random order; stopped midway it leaves no study.
+
+    Args:
+        folder: the study's.
+        competitors: with their pictures.
+        every: compare every two, else only the first with each other.
+        contact: whom raters may ask.
+
+    Raises:
+        ValueError: no two of them have a prompt in common.
+    """
+    compared = list(matches(competitors, every))
+    if not compared:
+        names = ", ".join(each.name for each in competitors)
+        raise ValueError(f"{names} have no prompt in common; draw the same file of prompts with each")
+    (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+    random.SystemRandom().shuffle(compared)  # a pair's number, which a rater sees, says nothing of its models
+    settings = {"seed": secrets.token_hex(16), "begun": now(), "contact": contact}
+    database = connect(folder)
+    with database:  # all or nothing
+        database.execute("BEGIN IMMEDIATE")
+        for statement in SCHEMA:
+            database.execute(statement)
+        database.executemany("INSERT INTO setting VALUES (?, ?)", settings.items())
+        models = {each.name: _add_model(database, each) for each in competitors}
+        pictures: dict[tuple[str, str], int] = {}
+        for prompt, *sides in compared:
+            for side in sides:
+                if (side.name, prompt) not in pictures:
+                    pictures[side.name, prompt] = _add_picture(database, folder, models[side.name], side, prompt)
+            ids = [pictures[side.name, prompt] for side in sides]
+            database.execute("INSERT INTO pair (a, b) VALUES (?, ?)", ids)
+    database.close()
+
+
+def _add_model(database: sqlite3.Connection, competitor: Competitor) -> int:
+    row = (competitor.name, str(competitor.folder.resolve()), competitor.provenance)
+    return _id(database.execute("INSERT INTO model (name, folder, provenance) VALUES (?, ?, ?)", row))
+
+
+def _add_picture(database: sqlite3.Connection, folder: Path, model: int, competitor: Competitor, prompt: str) -> int:
+    """Copy a picture's pixels and nothing else."""
+    picture, token = competitor.pictures[prompt], secrets.token_hex(16)
+    with Image.open(picture.path) as image:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    Image.fromarray(pixels).save(folder / PICTURES / f"{token}.png")
+    known = sha256(picture.path.read_bytes()).hexdigest()
+    height, width = pixels.shape[:2]
+    row = (model, prompt, token, width, height, str(picture.path), known, json.dumps(picture.facts))
+    columns = "model, prompt, token, width, height, file, sha256, facts"
+    return _id(database.execute(f"INSERT INTO picture ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row))
+
+
+def _id(cursor: sqlite3.Cursor) -> int:
+    return cursor.lastrowid or 0

@@ -1,0 +1,230 @@
+"""What a rater sees, as a Starlette application: consent, pairs, thanks. It works without JavaScript, and offline.
+
+    /              what the study is and what is kept; POST begins
+    /next          goes to a pair that the rater has not answered, or to /thanks
+    /pair/NUMBER   two pictures and two questions; POST answers
+    /go-on/SECRET  a rater's own link: goes on where they stopped, on any device
+    /picture/NAME  pixels under a random name
+
+A rater is known by a random secret in a cookie. No page, address or file says which model drew a picture: templates
+get prompts, random names and numbers of pairs, and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from jinja2 import Environment, FileSystemLoader
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from lidit.study.store import ANSWERS, Shown, Store
+
+PAGES = Path(__file__).with_name("pages")
+COOKIE = "rater"
+A_YEAR = 365 * 24 * 3600  # seconds
+LONGEST = 4096  # bytes of a form
+SMALL = 256  # pixels: a smaller picture is shown with its pixels as squares, not blurred
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Robots-Tag": "noindex",
+}
+# UNSTATED: the words of the two questions; the paper names them "image quality" and "image-text alignment"
+QUESTIONS = {
+    "quality": ("Which is the better picture?", "Sharpness, composition, faults; never mind the text."),
+    "alignment": ("Which fits the text better?", "Everything the text asks for, and nothing against it."),
+}
+templates = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def application(store: Store) -> Starlette:
+    """The pages of a study."""
+    routes = [
+        Route("/", welcome),
+        Route("/", agree, methods=["POST"]),
+        Route("/next", go_next),
+        Route("/pair/{pair}", compare),
+        Route("/pair/{pair}", answer, methods=["POST"]),
+        Route("/thanks", thanks),
+        Route("/go-on/{token}", go_on),
+        Route("/leave", leave, methods=["POST"]),
+        Route("/picture/{token}", picture),
+        Route("/{name}", static),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=secured)],
+        exception_handlers={HTTPException: problem},
+    )
+    app.state.store = store
+    return app
+
+
+async def secured(request: Request, follow: RequestResponseEndpoint) -> Response:
+    """Every answer with headers that keep other sites out, and no address in a Referer."""
+    response = await follow(request)
+    response.headers.update(HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+async def welcome(request: Request) -> Response:
+    """What the study is."""
+    store = _store(request)
+    rater = store.rater(request.cookies.get(COOKIE, ""))
+    done, pairs = store.progress(rater or 0)
+    return _html("welcome.html", pairs=pairs, done=done, known=rater is not None, contact=store.settings["contact"])
+
+
+async def agree(request: Request) -> Response:
+    """A new rater, who has agreed."""
+    if (await _form(request)).get("agree") != "yes":
+        raise HTTPException(400, "Please tick the box if you agree; the study cannot begin without.")
+    return _known(request, _store(request).begin())
+
+
+async def go_on(request: Request) -> Response:
+    """The rater whose link it is."""
+    token = request.path_params["token"]
+    if _store(request).rater(token) is None:
+        raise HTTPException(404, "This link is not complete, or belongs to another study.")
+    return _known(request, token)
+
+
+async def leave(request: Request) -> Response:
+    """For the next person at the same device."""
+    response = RedirectResponse("/", 303)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+async def go_next(request: Request) -> Response:
+    """To a pair that has no answer of the rater yet."""
+    pair = _store(request).next_pair(_rater(request))
+    return RedirectResponse("/thanks" if pair is None else f"/pair/{pair}", 303)
+
+
+async def compare(request: Request) -> Response:
+    """A pair, with what the rater said of it before."""
+    store, rater, pair = _store(request), _rater(request), _pair(request)
+    prompt, left, right = _sides(request)
+    done, pairs = store.progress(rater)
+    return _html(
+        "compare.html",
+        prompt=prompt,
+        sides={"left": left, "right": right},
+        small=max(left.width, left.height, right.width, right.height) < SMALL,
+        questions=QUESTIONS,
+        said=store.answer(rater, pair),
+        done=done,
+        pairs=pairs,
+        previous=store.previous(rater, pair),
+        link=_link(request),
+    )
+
+
+async def answer(request: Request) -> Response:
+    """Keep an answer, then go on."""
+    rater, pair = _rater(request), _pair(request)
+    _, left, _ = _sides(request)
+    said = await _form(request)
+    if any(said.get(question) not in ANSWERS for question in QUESTIONS):
+        raise HTTPException(400, "Please answer both questions; “no difference” is an answer.")
+    _store(request).vote(rater, pair, left.id, said["quality"], said["alignment"])
+    return RedirectResponse("/next", 303)
+
+
+async def thanks(request: Request) -> Response:
+    """All is answered, or enough for now."""
+    store, rater = _store(request), _rater(request)
+    done, pairs = store.progress(rater)
+    return _html("thanks.html", done=done, pairs=pairs, previous=store.previous(rater), link=_link(request))
+
+
+async def picture(request: Request) -> Response:
+    """A picture's pixels."""
+    path = _store(request).picture(request.path_params["token"])
+    if path is None:
+        raise HTTPException(404, "There is no such picture.")
+    return Response(path.read_bytes(), media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+
+
+async def static(request: Request) -> Response:
+    """The style sheet and the script."""
+    kinds = {"study.css": "text/css", "study.js": "text/javascript", "icon.svg": "image/svg+xml"}
+    name = request.path_params["name"]
+    if name not in kinds:
+        raise HTTPException(404, "There is no such page.")
+    return Response((PAGES / name).read_bytes(), media_type=kinds[name])
+
+
+async def problem(request: Request, error: Exception) -> Response:
+    """What went wrong, and a way on."""
+    assert isinstance(error, HTTPException)
+    response = _html("problem.html", message=error.detail)
+    response.status_code = error.status_code
+    return response
+
+
+def _store(request: Request) -> Store:
+    return request.app.state.store
+
+
+def _rater(request: Request) -> int:
+    """The number of the rater who asks."""
+    rater = _store(request).rater(request.cookies.get(COOKIE, ""))
+    if rater is None:
+        raise HTTPException(403, "This browser does not know you: open your own link, or begin on the first page.")
+    return rater
+
+
+def _pair(request: Request) -> int:
+    """The number of the pair in the address."""
+    said = request.path_params["pair"]
+    if not said.isdecimal() or len(said) > 9:  # more than SQLite and int() take is no number of a pair either
+        raise HTTPException(404, "There is no such pair.")
+    return int(said)
+
+
+def _sides(request: Request) -> tuple[str, Shown, Shown]:
+    """Prompt, left and right of the pair in the address."""
+    found = _store(request).sides(_rater(request), _pair(request))
+    if found is None:
+        raise HTTPException(404, "There is no such pair.")
+    return found
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a form; of several of one name the last."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LONGEST:
+            raise HTTPException(413, "That is too long for an answer.")
+    return {name: values[-1] for name, values in parse_qs(body.decode(errors="replace")).items()}
+
+
+def _known(request: Request, token: str) -> Response:
+    """To the first pair, as a rater whom the browser knows from now on."""
+    response = RedirectResponse("/next", 303)
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, token, max_age=A_YEAR, httponly=True, samesite="lax", secure=secure)
+    return response
+
+
+def _link(request: Request) -> str:
+    """The rater's own link."""
+    return str(request.url_for("go_on", token=request.cookies[COOKIE]))
+
+
+def _html(template: str, **values: object) -> HTMLResponse:
+    return HTMLResponse(templates.get_template(template).render(values))

@@ -1,0 +1,234 @@
+"""`lidit study report`: win shares with intervals, agreement between raters, and the paper's Figure 6.
+
+Everything is a function of the votes and the seed of the bootstrap, so reporting again changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lidit.study.store import Store, Vote
+
+QUESTIONS = {"quality": "Image quality", "alignment": "Image-text alignment"}
+OUTCOMES = ("win", "tie", "loss")  # of the model named first
+ENOUGH = 3  # raters of a pair
+REPORT, FIGURE, VOTES = "report.md", "figure6.png", "votes.csv"
+COLOURS = {"win": "#1f5fbf", "tie": "#c4c7cd", "loss": "#e08214"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model against another in one question.
+
+    Args:
+        model: whose wins are counted.
+        other: against whom.
+        question: `quality` or `alignment`.
+        counts: wins, ties and losses.
+        share: of answers won, from 0 to 1, ties counted as half; nan: there are no answers.
+        low: of the 95 % interval; nan: fewer than two prompts.
+        high: likewise.
+        kappa: Fleiss' between raters; nan: no pair has two raters, or all answers are alike.
+        thin: pairs of the two with fewer than three raters.
+        pairs: of the two.
+    """
+
+    model: str
+    other: str
+    question: str
+    counts: tuple[int, int, int]
+    share: float
+    low: float
+    high: float
+    kappa: float
+    thin: int
+    pairs: int
+
+
+def report(folder: str = "runs/study", seed: int = 0, resamples: int = 10_000) -> None:
+    """Print a study's win shares, intervals and agreement, and write report.md, figure6.png and votes.csv into it.
+
+    Args:
+        folder: the study, which `lidit study serve` wrote and may still be serving.
+        seed: of the bootstrap over prompts.
+        resamples: of the bootstrap.
+
+    Raises:
+        ValueError: there is no study, or nobody has voted yet.
+    """
+    if resamples < 1:
+        raise ValueError(f"--resamples is {resamples}: take at least 1; 10000 gives steady intervals")
+    store = Store(Path(folder))
+    votes, pairs = store.votes(), store.matches()
+    store.close()
+    if not votes:
+        raise ValueError(f"nobody has voted in {folder} yet; `lidit study serve --out {folder}` serves its pages")
+    results = [result for match in pairs for result in compare(votes, *match, pairs[match], seed, resamples)]
+    text = as_markdown(results, votes)
+    print(text)
+    (Path(folder) / REPORT).write_text(text + "\n", encoding="utf-8")
+    draw(results).savefig(Path(folder) / FIGURE, dpi=150)
+    write_votes(Path(folder) / VOTES, votes)
+
+
+def compare(votes: list[Vote], a: str, b: str, pairs: int, seed: int, resamples: int) -> list[Result]:
+    """A model against another, a result for each question."""
+    own = [vote for vote in votes if (vote.a, vote.b) == (a, b)]
+    prompts = {prompt: i for i, prompt in enumerate(sorted({vote.prompt for vote in own}))}
+    raters = Counter(vote.prompt for vote in own)
+    thin = pairs - sum(count >= ENOUGH for count in raters.values())
+    results = []
+    for question in QUESTIONS:
+        counts = np.zeros((len(prompts), 3), int)
+        for vote in own:
+            counts[prompts[vote.prompt], OUTCOMES.index(outcome(vote, question))] += 1
+        share, low, high = bootstrap(counts, seed, resamples)
+        wins, ties, losses = (int(count) for count in counts.sum(0))
+        kappa = fleiss_kappa(counts)
+        results.append(Result(a, b, question, (wins, ties, losses), share, low, high, kappa, thin, pairs))
+    return results
+
+
+def outcome(vote: Vote, question: str) -> str:
+    """What an answer is for the first model: `win`, `tie` or `loss`."""
+    said = getattr(vote, question)
+    if said == "tie":
+        return "tie"
+    return "win" if (said == "left") == vote.a_left else "loss"
+
+
+def bootstrap(counts: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
+    """Share of answers won with ties as half, and its 95 % interval from prompts drawn with replacement.
+
+    A prompt is drawn with all its answers, since raters of the same two pictures agree for reasons of their own.
+
+    Args:
+        counts: (prompts, 3), wins, ties and losses.
+        seed: of the draws.
+        resamples: how many.
+
+    Returns:
+        Share, low and high, from 0 to 1; nan where there are no answers, or fewer than two prompts.
+    """
+    nan = float("nan")
+    won, of = counts @ np.array([1, 0.5, 0]), counts.sum(1)
+    if not of.sum():
+        return nan, nan, nan
+    share = float(won.sum() / of.sum())
+    if len(counts) < 2:
+        return share, nan, nan
+    times = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
+    low, high = np.percentile(times @ won / (times @ of), [2.5, 97.5])
+    return share, float(low), float(high)
+
+
+def fleiss_kappa(counts: np.ndarray) -> float:
+    """Agreement between raters beyond chance (Fleiss, 1971): 1 perfect, 0 as by chance.
+
+    UNSTATED: the paper gives no agreement. Here raters may be more or fewer for each item: agreement within an item
+    is averaged over the items with two or more, and chance comes from the shares of all their answers.
+
+    Args:
+        counts: (items, categories), how many raters chose what.
+
+    Returns:
+        Kappa; nan where no item has two raters, or all answers are alike.
+    """
+    counts = counts[counts.sum(1) >= 2]
+    raters = counts.sum(1)
+    if not len(counts):
+        return float("nan")
+    agree = ((counts * (counts - 1)).sum(1) / (raters * (raters - 1))).mean()
+    chance = ((counts.sum(0) / counts.sum()) ** 2).sum()
+    return float((agree - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def as_markdown(results: list[Result], votes: list[Vote]) -> str:
+    """The report."""
+    raters = Counter(vote.rater for vote in votes)
+    lines = [
+        "# Human evaluation",
+        "",
+        f"{len(votes)} answered pairs of {len(raters)} raters. A share counts ties as half; its 95 % interval is by "
+        "bootstrap over prompts; kappa is Fleiss' between raters, over pairs with two or more.",
+    ]
+    for question, title in QUESTIONS.items():
+        lines += ["", f"## {title}", "", "| model | against | wins | ties | losses | share | 95 % interval | kappa |"]
+        lines += ["| --- | --- |" + " ---: |" * 6]
+        for each in (result for result in results if result.question == question):
+            wins, ties, losses = each.counts
+            interval = f"{number(each.low, '.1%')} to {number(each.high, '.1%')}" if each.low == each.low else "–"
+            cells = [cell(each.model), cell(each.other), wins, ties, losses, number(each.share, ".1%"), interval]
+            lines.append(f"| {' | '.join(map(str, [*cells, number(each.kappa, '.2f')]))} |")
+    lines += ["", "## The votes", ""]
+    for each in (result for result in results if result.question == "quality" and result.thin):
+        said = f"{each.thin} of {each.pairs} pairs of {each.model} and {each.other}"
+        lines.append(f"- {said} have fewer than {ENOUGH} raters.")
+    decided = [getattr(vote, question) for vote in votes for question in QUESTIONS if getattr(vote, question) != "tie"]
+    if decided:
+        share = decided.count("left") / len(decided)
+        lines.append(
+            f"- The left picture was chosen in {number(share, '.1%')} of {len(decided)} answers that are no tie."
+        )
+    each = sorted(raters.values())
+    lines.append(f"- A rater answered {each[0]} to {each[-1]} pairs, {np.median(each):g} in the median.")
+    return "\n".join(lines)
+
+
+def number(value: float, form: str) -> str:
+    """A number as text, a dash for nan."""
+    return format(value, form).replace("%", " %") if value == value else "–"
+
+
+def cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return text.replace("|", "\\|")
+
+
+def draw(results: list[Result]) -> Figure:
+    """Figure 6: per two models and question a bar of wins, ties and losses."""
+    matches = list(dict.fromkeys((result.model, result.other) for result in results))
+    figure = Figure(figsize=(10, 1.5 + 0.6 * len(matches)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (question, title) in zip(panels, QUESTIONS.items(), strict=True):
+        _bars(panel, [result for result in results if result.question == question])
+        panel.set_title(title)
+    panels[0].set_yticks(range(len(matches)), [f"{model} against {other}" for model, other in matches])
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _bars(panel: Axes, results: list[Result]) -> None:
+    """A question's bars, with their shares in percent."""
+    shares = np.array([np.array(result.counts) / max(1, sum(result.counts)) for result in results])
+    starts = np.zeros(len(results))
+    for i, name in enumerate(OUTCOMES):
+        bars = panel.barh(range(len(results)), shares[:, i], left=starts, color=COLOURS[name], label=name, height=0.6)
+        words = [f"{share:.0%}" if share >= 0.06 else "" for share in shares[:, i]]
+        panel.bar_label(bars, words, label_type="center", color="black" if name == "tie" else "white")
+        starts += shares[:, i]
+    panel.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    panel.set_xlim(0, 1)
+    panel.xaxis.set_major_formatter("{x:.0%}")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def write_votes(path: Path, votes: list[Vote]) -> None:
+    """The answers that count, a row each, for other statistics."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["rater", "prompt", "left", "right", "quality", "alignment"])
+        for vote in votes:
+            sides = (vote.a, vote.b) if vote.a_left else (vote.b, vote.a)
+            rows.writerow([vote.rater, vote.prompt, *sides, vote.quality, vote.alignment])

@@ -1,0 +1,210 @@
+"""A study on disk: pictures that say nothing of their model, pairs of them, raters without names, and every vote.
+
+    STUDY/study.db     SQLite: settings, models, pictures, pairs, raters, votes
+    STUDY/pictures/    under random names and drawn anew: a PNG's text chunks would name its checkpoint
+
+A vote is one row, on disk before the page goes on. Rows of votes are only ever added: a second answer to the same pair
+counts instead of the first, and both stay. One process serves a study, with one connection: writes wait for each other.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+DATABASE, PICTURES = "study.db", "pictures"
+ANSWERS = ("left", "tie", "right")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on a page: the name it is served by, and its size in pixels."""
+
+    id: int
+    token: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A rater's last answer to a pair.
+
+    Args:
+        rater: number.
+        prompt: of the pair.
+        a: first model's name.
+        b: second model's name.
+        a_left: whether the first model's picture was on the left.
+        quality: `left`, `tie` or `right`.
+        alignment: likewise.
+    """
+
+    rater: int
+    prompt: str
+    a: str
+    b: str
+    a_left: bool
+    quality: str
+    alignment: str
+
+
+class Store:
+    """A study that has been begun.
+
+    Args:
+        folder: the study's.
+
+    Raises:
+        ValueError: there is none in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not is_begun(folder):
+            raise ValueError(f"there is no study in {folder}; `lidit study serve A=FOLDER B=FOLDER --out` begins one")
+        self.folder = folder
+        self.database = connect(folder)
+        self.settings = dict(self.database.execute("SELECT key, value FROM setting").fetchall())
+
+    def close(self) -> None:
+        self.database.close()
+
+    def models(self) -> dict[str, str]:
+        """Folders by name, in the order they were given."""
+        return dict(self.database.execute("SELECT name, folder FROM model ORDER BY id").fetchall())
+
+    def begin(self) -> str:
+        """A new rater's secret, which only they have: the study keeps its SHA-256."""
+        token = secrets.token_urlsafe(24)
+        self.database.execute("INSERT INTO rater (token_sha256, agreed) VALUES (?, ?)", (digest(token), now()))
+        return token
+
+    def rater(self, token: str) -> int | None:
+        """The number of the rater with a secret, None: there is none."""
+        return self._one("SELECT id FROM rater WHERE token_sha256 = ?", digest(token))
+
+    def next_pair(self, rater: int) -> int | None:
+        """Of the pairs that a rater has not answered, one with the fewest raters, at random; None: all are answered."""
+        left = self.database.execute(
+            """SELECT (SELECT COUNT(DISTINCT rater) FROM vote WHERE pair = pair.id), pair.id FROM pair
+               WHERE id NOT IN (SELECT pair FROM vote WHERE rater = ?)""",
+            (rater,),
+        ).fetchall()
+        return min(((raters, self._chance("order", rater, pair), pair) for raters, pair in left), default=(None,))[-1]
+
+    def sides(self, rater: int, pair: int) -> tuple[str, Shown, Shown] | None:
+        """Prompt, left and right picture; sides are random, but the same whenever a rater sees the pair. None: no pair.
+
+        Which side comes of the study's seed, which is random and never leaves it: a rater cannot work it out.
+        """
+        found = self.database.execute(
+            """SELECT picture.prompt, picture.id, token, width, height FROM pair
+               JOIN picture ON picture.id IN (a, b) WHERE pair.id = ? ORDER BY picture.id = b""",
+            (pair,),
+        ).fetchall()
+        if not found:
+            return None
+        shown = [Shown(*row[1:]) for row in found]
+        left, right = shown if self._chance("sides", rater, pair) < 2**255 else shown[::-1]
+        return found[0][0], left, right
+
+    def vote(self, rater: int, pair: int, left: int, quality: str, alignment: str) -> None:
+        """Keep an answer: it is on disk when this returns.
+
+        Args:
+            rater: number.
+            pair: number.
+            left: the picture that was on the left.
+            quality: `left`, `tie` or `right`.
+            alignment: likewise.
+        """
+        self.database.execute(
+            "INSERT INTO vote (rater, pair, on_left, quality, alignment, time) VALUES (?, ?, ?, ?, ?, ?)",
+            (rater, pair, left, quality, alignment, now()),
+        )
+
+    def answer(self, rater: int, pair: int) -> dict[str, str]:
+        """What a rater last said of a pair, by question; empty: nothing yet."""
+        query = "SELECT quality, alignment FROM vote WHERE rater = ? AND pair = ? ORDER BY id DESC"
+        found = self.database.execute(query, (rater, pair)).fetchone()
+        return dict(zip(("quality", "alignment"), found or (), strict=False))
+
+    def previous(self, rater: int, pair: int | None = None) -> int | None:
+        """The pair that a rater answered before this one, or last of all; None: there is none."""
+        query = """SELECT pair FROM (SELECT pair, MIN(id) AS first FROM vote WHERE rater = ?1 GROUP BY pair)
+                   WHERE first < COALESCE((SELECT MIN(id) FROM vote WHERE rater = ?1 AND pair = ?2), 1e18)
+                   ORDER BY first DESC"""
+        return self._one(query, rater, pair)
+
+    def progress(self, rater: int) -> tuple[int, int]:
+        """How many pairs a rater has answered, and how many there are."""
+        done = self._one("SELECT COUNT(DISTINCT pair) FROM vote WHERE rater = ?", rater)
+        return done or 0, self._one("SELECT COUNT(*) FROM pair") or 0
+
+    def picture(self, token: str) -> Path | None:
+        """The file that a picture is served from, None: no picture has that name."""
+        found = self.database.execute("SELECT token FROM picture WHERE token = ?", (token,)).fetchone()
+        return self.folder / PICTURES / f"{found[0]}.png" if found else None
+
+    def votes(self) -> list[Vote]:
+        """The last answer of every rater to every pair."""
+        rows = self.database.execute(
+            """SELECT vote.rater, a.prompt, first.name, second.name, on_left = pair.a, quality, alignment
+               FROM vote JOIN pair ON pair.id = vote.pair
+               JOIN picture a ON a.id = pair.a JOIN model first ON first.id = a.model
+               JOIN picture b ON b.id = pair.b JOIN model second ON second.id = b.model
+               WHERE vote.id IN (SELECT MAX(id) FROM vote GROUP BY rater, pair) ORDER BY vote.id"""
+        )
+        return [Vote(*row[:4], bool(row[4]), *row[5:]) for row in rows]
+
+    def matches(self) -> dict[tuple[str, str], int]:
+        """How many pairs there are, by names of the two models."""
+        rows = self.database.execute(
+            """SELECT first.name, second.name, COUNT(*) FROM pair
+               JOIN picture a ON a.id = pair.a JOIN model first ON first.id = a.model
+               JOIN picture b ON b.id = pair.b JOIN model second ON second.id = b.model
+               GROUP BY first.id, second.id ORDER BY first.id, second.id"""
+        )
+        return {(a, b): count for a, b, count in rows}
+
+    def _one(self, query: str, *values: object) -> int | None:
+        found = self.database.execute(query, values).fetchone()
+        return found[0] if found else None
+
+    def _chance(self, *about: object) -> int:
+        """A number below 2^256, from the study's seed and what it is about."""
+        return int(digest("/".join(map(str, (self.settings["seed"], *about)))), 16)
+
+
+def connect(folder: Path) -> sqlite3.Connection:
+    """A connection that has every row on disk when it is written."""
+    # isolation_level None: a statement is a transaction; a server may hand a request to another thread
+    database = sqlite3.connect(folder / DATABASE, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database.execute("PRAGMA foreign_keys = ON")
+    return database
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a study was begun in a folder, wholly."""
+    if not (folder / DATABASE).is_file():
+        return False
+    database = connect(folder)
+    found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'setting'").fetchone()
+    database.close()
+    return found is not None
+
+
+def digest(text: str) -> str:
+    """SHA-256, in hexadecimal."""
+    return sha256(text.encode()).hexdigest()
+
+
+def now() -> str:
+    """UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
