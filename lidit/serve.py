@@ -6,6 +6,7 @@ import html
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ STRIP = 8  # pictures on the way
 STYLE = """
 .tokens {line-height: 2} .tokens span {padding: .15rem .3rem; border-radius: .3rem; margin: 0 .1rem; font-family: monospace}
 .tokens .kept {background: #cfe8cf; color: #123} .tokens .cut {color: #767676}
-.drawn img {image-rendering: pixelated}
+.drawn img {image-rendering: pixelated; width: 100%; object-fit: contain}
 """
 AUTOMATIC = "the model's own"
 
@@ -102,7 +103,7 @@ class Studio:
         parts = []
         for name, pipeline in self.pipelines.items():
             for llm in pipeline.model.llms:
-                parts.append(f"<p><b>{html.escape(llm.name)}</b>, for {html.escape(name)}{_cut(llm, prompt)}</p>")
+                parts.append(f"<p><b>{html.escape(Path(llm.name).name)}</b>, for {html.escape(Path(name).name)}{_cut(llm, prompt)}</p>")
                 words = [
                     f'<span class="{"kept" if kept else "cut"}">{html.escape(text.strip()) or "&nbsp;"}</span>'
                     for text, kept in llm.show(prompt)
@@ -133,6 +134,18 @@ def page(studio: Studio, queue: int) -> gradio.Blocks:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
         return [*(part for each in drawn for part in (each.image, each.strip)), studio.tokens(prompt)]
 
+    def picture(label: str, **size: int) -> gr.Image:
+        return gr.Image(
+            label=label,
+            alt_text=label,
+            show_label=False,
+            buttons=[],
+            format="png",
+            elem_classes="drawn",
+            interactive=False,
+            **size,
+        )
+
     with gr.Blocks(title="lidit", analytics_enabled=False) as blocks:
         gr.Markdown("# lidit\nWhat does it draw, and what did it read?")
         prompt = gr.Textbox(label="Prompt", value="a red circle to the left of a blue square", max_lines=4)
@@ -148,8 +161,10 @@ def page(studio: Studio, queue: int) -> gradio.Blocks:
         with gr.Row():
             for name in studio.pipelines:
                 with gr.Column(min_width=280):
-                    shown.append(gr.Image(label=name, format="png", elem_classes="drawn", height=320, interactive=False))
-                    shown.append(gr.Image(label="on the way there", format="png", elem_classes="drawn", interactive=False))
+                    gr.Markdown(f"**{Path(name).name}**")
+                    shown.append(picture("The picture", height=320))
+                    gr.Markdown("On the way there:")
+                    shown.append(picture("What it would have been at some of the steps"))
         tokens = gr.HTML(label="What each LLM sees; marked is what the transformer reads")
         given = [prompt, seed, steps, guidance, sampler, width, height]
         gr.on([button.click, prompt.submit], draw, given, [*shown, tokens], api_name="draw", concurrency_limit=1)
@@ -186,5 +201,7 @@ def serve(
 
     blocks = page(Studio(names, longest_side), queue)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    settings = {"server_name": host, "server_port": port, "share": False, "quiet": True, "prevent_thread_lock": True}
+    blocks.launch(**settings, theme=theme, css=STYLE, footer_links=[])
     print(f"http://{host}:{port} (Ctrl-C stops it)", flush=True)
-    blocks.launch(server_name=host, server_port=port, share=False, quiet=True, theme=theme, css=STYLE, footer_links=[])
+    blocks.block_thread()

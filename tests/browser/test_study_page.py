@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,18 +21,6 @@ PROMPTS = ["a red circle to the left of a blue square", "a hare", "word " * 120]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
 PATIENCE = 120_000  # milliseconds
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    root = [] if os.getuid() else ["--no-sandbox"]  # Chromium's sandbox refuses root
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=root, timeout=PATIENCE)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
