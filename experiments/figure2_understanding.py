@@ -10,7 +10,7 @@ scale the x axis is left to the models' published MMLU. The figure's numbers are
 order is compared.
 """
 
-from experiments.setting import GAIN, SETTING, T2I_AVERAGE, row
+from experiments.setting import FIT, SETTING, T2I_AVERAGE, row
 
 ROWS = {
     "LLaMA-7B": row("llama_1"),
@@ -24,7 +24,7 @@ ROWS = {
     "infused, both": row("llama", "qwen", instruction=True, refiner=2, fusion="collaborative"),
 }
 UNDERSTANDING, ALIGNMENT = "scene questions", "T2I-CompBench"
-COLUMNS = {UNDERSTANDING: {"mini": ("scene-questions", "accuracy", 100)}, ALIGNMENT: T2I_AVERAGE} | GAIN
+COLUMNS = {UNDERSTANDING: {"mini": ("scene-questions", "accuracy", 100)}, ALIGNMENT: T2I_AVERAGE} | FIT
 CLAIMS = [
     ("LLaMA3-8B", "T5-XL", UNDERSTANDING),
     ("T5-XL", "LLaMA3-8B", ALIGNMENT),

@@ -10,7 +10,7 @@ text does not depend on the time, so that it can be computed once per prompt; `f
 the last.
 """
 
-from experiments.setting import GAIN, SETTING, row
+from experiments.setting import FIT, SETTING, row
 from lidit.models.presets import PRESETS, settings
 
 
@@ -38,7 +38,7 @@ COLUMNS = {
     "counting": both(("scenes-geneval", "counting"), ("geneval", "counting"), 100),
     "dense": both(("scenes-dense", "overall"), ("dpg-bench", "official average")),
     "fall": both(("scenes-positional-bias", "q1 - q4"), ("positional-bias", "first minus last")),
-    **GAIN,
+    **FIT,
     "M parameters": ("record", "parameters", 1e-6),
     "ms per step": ("record", "milliseconds_per_step", 1),
     "once": ("record", "once_per_prompt", 1),

@@ -1,7 +1,7 @@
-"""What the caption is worth: held-out loss with another scene's caption less that with the right one.
+"""How well a model fits held-out scenes: its loss with their captions, and how much more it is with another's caption.
 
 Finer than the judge, which needs whole pictures: the same scenes, noise and times for every model, and no sampler. A
-model that does not read scores 0.
+model that does not read gains 0 by the right caption.
 
     python -m experiments.text_gain score --checkpoint bundled:lidit --out runs/gain
 """
