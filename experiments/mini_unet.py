@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from diffusers import DDPMScheduler
 from diffusers.models import UNet2DConditionModel
 from safetensors.torch import load_file

@@ -1,6 +1,6 @@
 """CLIP score, SigLIP score and CLIP-IQA of a folder of pictures, each with the prompt that its file carries.
 
-    python -m experiments.picture_scores score --pictures runs/a --out runs/a-scores --clip bundled:clip --siglip bundled:siglip
+python -m experiments.picture_scores score --pictures runs/a --out runs/b --clip bundled:clip --siglip bundled:siglip
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from typing import Any
 from experiments.setting import SETTING, row
 
 INFUSED = row("llama", "qwen", instruction=True, refiner=2, fusion="collaborative")["mini"]
+
+
 def sized(depth: int, width: int) -> dict[str, Any]:
     """A miniature of its own size, which cannot begin with the bundled backbone."""
     size = {f"model.backbone.init_args.{key}": value for key, value in {"depth": depth, "width": width}.items()}

@@ -72,7 +72,9 @@ class Run:
         """
         written = [folder / CONFIG for folder in self.starts if (folder / CONFIG).is_file()]
         if not written:
-            raise ValueError(f"{self.path} has no {CONFIG}: it stopped before training began; {self.error or 'see logs'}")
+            raise ValueError(
+                f"{self.path} has no {CONFIG}: it stopped before training began; {self.error or 'see logs'}"
+            )
         return yaml.safe_load(written[-1].read_text())
 
     @property
@@ -149,7 +151,9 @@ def _read(path: Path) -> pd.DataFrame | None:
     whole = lines if lines[-1].endswith("\n") else lines[:-1]
     names = whole[0].strip().split(",")
     if "step" not in names:
-        raise ValueError(f"{path} has no column step, so it is no log of this version of lidit; it has {', '.join(names)}")
+        raise ValueError(
+            f"{path} has no column step, so it is no log of this version of lidit; it has {', '.join(names)}"
+        )
     rows = [line.strip().split(",") for line in whole[1:]]
     frame = pd.DataFrame([row for row in rows if len(row) == len(names)], columns=names)
     frame = frame.apply(pd.to_numeric, errors="coerce")

@@ -87,7 +87,9 @@ def sampler_for(
     return partial(ddim, alpha_sigma=alpha_sigma) if name == "ddim" else SAMPLERS[name]
 
 
-def watched(predict: Predict, to_x0: Callable[[Tensor, Tensor, Tensor], Tensor], watch: Callable[[Tensor], None]) -> Predict:
+def watched(
+    predict: Predict, to_x0: Callable[[Tensor, Tensor, Tensor], Tensor], watch: Callable[[Tensor], None]
+) -> Predict:
     """The same predict, which shows what clean latent follows from each prediction by the objective's `to_x0`."""
 
     def predict_and_show(x: Tensor, t: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ LONGEST = 2000  # characters of a prompt
 MOST_STEPS = 100
 STRIP = 8  # pictures on the way
 STYLE = """
-.tokens {line-height: 2} .tokens span {padding: .15rem .3rem; border-radius: .3rem; margin: 0 .1rem; font-family: monospace}
+.tokens {line-height: 2}
+.tokens span {padding: .15rem .3rem; border-radius: .3rem; margin: 0 .1rem; font-family: monospace}
 .tokens .kept {background: #cfe8cf; color: #123} .tokens .cut {color: #767676}
 .drawn img {image-rendering: pixelated; width: 100%; object-fit: contain}
 """
@@ -103,7 +104,8 @@ class Studio:
         parts = []
         for name, pipeline in self.pipelines.items():
             for llm in pipeline.model.llms:
-                parts.append(f"<p><b>{html.escape(Path(llm.name).name)}</b>, for {html.escape(Path(name).name)}{_cut(llm, prompt)}</p>")
+                names = [html.escape(Path(each).name) for each in (llm.name, name)]
+                parts.append(f"<p><b>{names[0]}</b>, for {names[1]}{_cut(llm, prompt)}</p>")
                 words = [
                     f'<span class="{"kept" if kept else "cut"}">{html.escape(text.strip()) or "&nbsp;"}</span>'
                     for text, kept in llm.show(prompt)

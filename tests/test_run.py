@@ -23,7 +23,9 @@ def logged(run: Path, version: int, *lines: str) -> Path:
 def run(tmp_path: Path) -> Path:
     """Started twice: the second start went on from step 4."""
     folder = tmp_path / "run"
-    first = logged(folder, 0, "epoch,step,train/loss,val/loss\n", "0,1,0.9,\n", "0,3,0.7,\n", "0,3,,0.8\n", "0,5,0.5,\n")
+    first = logged(
+        folder, 0, "epoch,step,train/loss,val/loss\n", "0,1,0.9,\n", "0,3,0.7,\n", "0,3,,0.8\n", "0,5,0.5,\n"
+    )
     second = logged(folder, 1, "epoch,step,train/loss,throughput/images_per_second\n", "0,4,0.6,\n", ",4,,120.5\n")
     for start, step in ((first, 2), (first, 4), (second, 6)):
         (start / "judged").mkdir(exist_ok=True)

@@ -58,7 +58,9 @@ def test_every_row_parses_over_its_recipe_and_changes_what_it_says(file: Path, s
             arguments = said.get("init_args", said)
             assert llm.name == arguments["name"]
             assert isinstance(llm, FrozenT5) == ("t5" in llm.name)
-            assert llm.layer == (-1 if "t5" in llm.name else arguments.get("layer", -3)) or file.stem == "llmdiff_ablation"
+            assert (
+                llm.layer == (-1 if "t5" in llm.name else arguments.get("layer", -3)) or file.stem == "llmdiff_ablation"
+            )
             assert llm.prompts.instruction == arguments.get("instruction", llm.prompts.instruction)
         assert row.steps > 0
 
@@ -357,7 +359,9 @@ def tiny_world(
     config.write_text(yaml.safe_dump(recipe))
     cache = {"out": str(tmp_path / "cache"), "options": f"--shards {recipe['data']['train']} --vae {tiny_vae}"}
     changed = {"config": str(config), "prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
-    changed["commands"] = {"scene-questions": "python -m experiments.scene_questions score --count 2 --llms LLMS --out OUT"}
+    changed["commands"] = {
+        "scene-questions": "python -m experiments.scene_questions score --count 2 --llms LLMS --out OUT"
+    }
     monkeypatch.setitem(setting.SETTING, "mini", changed)
     folders = {"llama": tiny_llama, "llama_base": tiny_llama, "qwen": tiny_qwen, "qwen_base": tiny_qwen, "t5": tiny_t5}
     for name, folder in folders.items():

@@ -18,7 +18,7 @@ PACKAGES = ("torch", "lightning", "transformers", "diffusers")
 
 
 class Provenance(Callback):
-    """Write `record.json` into the folder of `--run`: commit, versions, machine class, steps and time, trained parameters.
+    """Write `record.json` into the folder of `--run`: commit, versions, machine, steps, time, trained weights.
 
     Seconds are wall time from the first batch to the last, start-up left out; those of several starts are added up.
 

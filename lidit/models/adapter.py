@@ -26,6 +26,7 @@ from lidit.models.unet import smallest_patch, step_of
 
 log = logging.getLogger(__name__)
 
+
 class AdaptedAttention(nn.Module):
     """Processor of one cross-attention of the U-Net; reads phi(c) and c, which come laid beside one another.
 

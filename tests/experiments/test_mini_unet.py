@@ -39,9 +39,7 @@ def test_the_tower_gives_what_open_clip_gives(tower: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_and_is_bundled_in_diffusers_layout(
-    tower: Path, tmp_path: Path
-) -> None:
+def test_the_recipe_trains_and_is_bundled_in_diffusers_layout(tower: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shard(str(shards), count=16, sizes=("64x64",), shard_size=16, workers=1)
     recipe = yaml.safe_load((CONFIGS / "mini_unet.yaml").read_text())

@@ -37,7 +37,8 @@ def test_features_are_what_stable_diffusion_conditions_on(tower: Path) -> None:
     )
     expected = CLIPTextModel.from_pretrained(tower)(asked.input_ids).last_hidden_state
     assert torch.allclose(tokens, expected, atol=1e-6)
-    assert mask.all() and not start.any()
+    assert mask.all()
+    assert not start.any()
     assert tokens.shape == (3, POSITIONS, clip.width)
 
 
