@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
@@ -124,7 +124,8 @@ def train(
 ) -> None:
     """Train a T5 v1.1 of four heads and save it as a transformers checkpoint in bfloat16 with its card.
 
-    Token embeddings begin at unit variance, as T5's do and those of the miniature LLMs (`mini_llm.make_model`).
+    Token embeddings begin at unit variance, as T5's do and those of the miniature LLMs (`mini_llm.make_model`). They are
+    the head's, too, as in the first T5: transformers ties them in any case.
 
     Args:
         out: folder to write.
@@ -153,14 +154,12 @@ def train(
         "num_layers": depth,
         "num_decoder_layers": decoder_depth,
         "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
         "dropout_rate": 0.0,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "decoder_start_token_id": tokenizer.pad_token_id,
     }
     model = T5ForConditionalGeneration(T5Config.from_dict(shape))
-    nn.init.normal_(model.lm_head.weight, std=0.05)  # not transformers' 1, which begins at a loss of 70
     print(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
     optimize(
         model, batches(tokenizer, corpus, batch_size, random.Random(seed)), steps, learning_rate, "spans", span_loss
