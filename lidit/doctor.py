@@ -48,6 +48,7 @@ FEATURES = [
     Feature("launch slurm", "a login node of a cluster with Slurm", programs=("sbatch",)),
     Feature("shards at s3://", "`pip install s3fs`", packages=("s3fs",)),
     Feature("shards at gs://", "`pip install gcsfs`", packages=("gcsfs",)),
+    Feature("serve", "`pip install 'lidit[serve]'`", packages=("gradio",)),
     Feature("collections in parquet", "`pip install 'lidit[parquet]'`", packages=("pyarrow",)),
     Feature("LLMs in int8", "`pip install 'lidit[llm8bit]'`", packages=("bitsandbytes", "accelerate")),
     Feature("lidit serve", "`pip install 'lidit[serve]'`", packages=("gradio",)),
