@@ -45,7 +45,7 @@ class Feature:
 
 FEATURES = [
     Feature("training on GPUs", "an NVIDIA GPU that `nvidia-smi` lists, and a torch built for CUDA", gpu=True),
-    Feature("launch slurm", "a login node of a cluster with Slurm", programs=("sbatch",)),
+    Feature("lidit launch slurm", "a login node of a cluster with Slurm", programs=("sbatch",)),
     Feature("shards at s3://", "`pip install s3fs`", packages=("s3fs",)),
     Feature("shards at gs://", "`pip install gcsfs`", packages=("gcsfs",)),
     Feature("collections in parquet", "`pip install 'lidit[parquet]'`", packages=("pyarrow",)),
@@ -54,6 +54,12 @@ FEATURES = [
     Feature("lidit study", "`pip install 'lidit[study]'`", packages=("starlette", "uvicorn")),
     Feature("FID with Inception", "`pip install 'lidit[fid]'`", packages=("torch-fidelity",)),
     Feature("noun phrases of T2I-CompBench by spaCy", "`pip install 'lidit[spacy]'`", packages=("spacy",)),
+    Feature(
+        "tests of pages in a browser",
+        "`pip install playwright`, and the system's Chromium (Debian: `apt-get install chromium`)",
+        packages=("playwright",),
+        programs=("chromium", "chromium-browser", "google-chrome"),
+    ),
 ]
 
 

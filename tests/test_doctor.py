@@ -77,7 +77,7 @@ def test_what_a_feature_lacks_is_named_with_the_fix_and_is_no_error(
     assert main(["doctor"]) == 0
     said = lines(capsys)
     assert "| collections in parquet | pyarrow | pyarrow is missing: `pip install 'lidit[parquet]'` |" in said
-    assert "| launch slurm | sbatch | sbatch is not on PATH: a login node of a cluster with Slurm |" in said
+    assert "| lidit launch slurm | sbatch | sbatch is not on PATH: a login node of a cluster with Slurm |" in said
     assert any(line.startswith("| training on GPUs | a GPU | no GPU: ") for line in said)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 import subprocess
 import sys
 from argparse import ArgumentError
@@ -113,6 +114,25 @@ def test_every_command_of_a_page_is_understood(page: Path, folder: Path) -> None
                 understand(words)
             except (ArgumentError, AssertionError, ValueError, OSError) as error:
                 pytest.fail(f"{block.place}: {' '.join(words)}: {error}", pytrace=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lidit smaple 'a red circle'",
+        "lidit sample 'a red circle' --stpes 3",
+        "lidit sample --benchmark geneval --out x --prompts x",
+        "lidit fit --config experiments/configs/mini.yaml --model.lerning_rate 1",
+        "lidit fit --config experiments/configs/nothing.yaml",
+        "lidit launch slurm -- fit --config experiments/configs/mini.yaml --data.batch_size many",
+        "python -m experiments.nothing",
+        "pip install 'lidit[nothing]'",
+        "conda install lidit",
+    ],
+)
+def test_a_command_that_is_wrong_is_found_out(line: str, folder: Path) -> None:
+    with pytest.raises((ArgumentError, AssertionError)):
+        understand(shlex.split(line))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
