@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from PIL import Image, PngImagePlugin
 
+from lidit.study.begin import begin
+from lidit.study.collect import read_competitors
 from lidit.study.store import Store
 
+uvicorn = pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'lidit[study]'")
+study_page = pytest.importorskip("lidit.study.page", reason="no starlette: pip install 'lidit[study]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'lidit[dev]'")
 Browser, Page = playwright.Browser, playwright.Page
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red circle to the left of a blue square", "a hare", "word " * 120]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
+playwright.expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.browser
 
 
@@ -45,16 +49,17 @@ def study(tmp_path: Path) -> Iterator[tuple[str, Store]]:
             text = PngImagePlugin.PngInfo()
             text.add_itxt("prompt", prompt)
             Image.new("RGB", (512, 512), (60 * i, 90, 20 * len(name))).save(tmp_path / name / f"{i}.png", pnginfo=text)
-    command = [sys.executable, "-m", "lidit", "study", "serve", f"zebra={tmp_path / 'zebra'}"]
-    command += [f"quagga={tmp_path / 'quagga'}", "--out", str(tmp_path / "study"), "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    address = next(line for line in server.stdout if "raters open" in line).split()[-1]
-    store = Store(tmp_path / "study")
-    yield address, store
-    store.close()
-    server.kill()
-    server.communicate()
+    begin(tmp_path / "study", read_competitors([str(tmp_path / "zebra"), str(tmp_path / "quagga")]))
+    stores = [Store(tmp_path / "study") for _ in range(2)]  # the server's and the test's
+    server = uvicorn.Server(uvicorn.Config(study_page.application(stores[0]), log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield "http://{}:{}/".format(*listening.getsockname()), stores[1]
+    server.should_exit = True
+    thread.join()
+    for store in stores:
+        store.close()
 
 
 @pytest.fixture
