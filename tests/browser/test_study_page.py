@@ -89,7 +89,7 @@ def agree(page: Page) -> None:
 
 
 def choose(page: Page, question: str, answer: str) -> None:
-    page.get_by_role("group", name=question).get_by_text(answer).click()
+    page.get_by_role("group", name=question).get_by_role("radio", name=answer).check()
 
 
 def said(store: Store) -> list[tuple[str, str]]:
@@ -175,7 +175,8 @@ def test_a_person_goes_on_by_their_link_on_another_device(opened: Callable) -> N
 def test_a_page_fits_its_screen(opened: Callable, width: int) -> None:
     page = opened({"width": width, "height": 800})
     agree(page)
-    for _ in PROMPTS:
+    for i in range(len(PROMPTS)):
+        playwright.expect(page.get_by_text(f"{i} of 3 answered")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         for picture in page.locator(".pictures img").all():  # both in view, beside each other
             box = picture.bounding_box()
@@ -183,4 +184,3 @@ def test_a_page_fits_its_screen(opened: Callable, width: int) -> None:
             assert box["y"] + box["height"] < 800
         for key in ("2", "5", "Enter"):
             page.keyboard.press(key)
-        page.wait_for_load_state()
