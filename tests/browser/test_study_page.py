@@ -86,6 +86,8 @@ def opened(browser: Browser, study: tuple[str, Store]) -> Iterator[Callable[...,
 def agree(page: Page) -> None:
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Begin").click()
+    playwright.expect(page.get_by_text("0 of 3 answered")).to_be_visible()
+    page.wait_for_load_state()  # the script is there
 
 
 def choose(page: Page, question: str, answer: str) -> None:
