@@ -41,10 +41,10 @@ def paint(folder: Path, prompts: list[str], size: int = 16, **facts: object) -> 
     return folder
 
 
-def begun(out: Path, *names: str, every: bool = True) -> Path:
+def begun(out: Path, *names: str, against: str = "all") -> Path:
     """A study of models that drew the same prompts."""
     folders = [f"{name}={paint(out.parent / name, PROMPTS)}" for name in names]
-    begin(out, read_competitors(folders), every)
+    begin(out, read_competitors(folders), against)
     return out
 
 
@@ -154,15 +154,22 @@ def test_prompts_that_do_not_match_are_said_in_one_message(tmp_path: Path) -> No
     )
 
 
+def test_pictures_that_differ_in_size_are_pointed_out(tmp_path: Path) -> None:
+    paint(tmp_path / "large", PROMPTS, size=32)
+    paint(tmp_path / "small", PROMPTS)
+    assert "raters can tell them apart" in describe(read_competitors([f"{tmp_path}/large", f"{tmp_path}/small"]))
+
+
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
         ([], "two or more folders"),
         (["a=here", "a=there"], "two folders are called 'a'"),
+        (["=here", "b=there"], "empty name"),
         (["a=here", "b=there"], "here is no folder"),
         (["a=blank", "b=full"], "none of 1 pictures"),
         (["a=full", "b=other"], "no prompt in common"),
-        (["a=torn", "b=full"], "is no png picture"),
+        (["a=torn", "b=full"], "is no PNG, or damaged"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_refused(
@@ -183,6 +190,8 @@ def test_a_study_is_gone_on_with_by_its_own_folders_only(store: Store, tmp_path:
     paint(tmp_path / "lion", PROMPTS)
     with pytest.raises(ValueError, match="was begun with zebra="):
         serve([f"zebra={tmp_path / 'zebra'}", f"lion={tmp_path / 'lion'}"], str(store.folder), port=0)
+    with pytest.raises(ValueError, match="was begun with --against all"):
+        serve(out=str(store.folder), port=0, against="first")
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -204,6 +213,12 @@ def test_pictures_are_kept_without_what_their_files_said(store: Store) -> None:
         assert b"ckpt" not in file.read_bytes()
         with Image.open(file) as image:
             assert (image.size, image.text) == ((16, 16), {})
+
+
+def test_a_database_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "study.db").write_text("this is no database, whatever its name says")
+    assert main(["study", "report", str(tmp_path)]) == 1
+    assert "study.db is no study (file is not a database)" in capsys.readouterr().err
 
 
 def test_a_study_stopped_while_it_began_begins_anew(tmp_path: Path) -> None:
@@ -275,8 +290,10 @@ def test_a_prompt_is_text_not_markup(browser: Callable, store: Store) -> None:
 def test_nobody_votes_without_having_agreed(browser: Callable, store: Store) -> None:
     assert browser().post("/", data={}).status_code == 400
     assert browser().post("/pair/1", data=VOTE).status_code == 403
-    assert browser().get("/next", headers={"Cookie": "rater=guess"}).status_code == 403
-    assert store.database.execute("SELECT COUNT(*) FROM rater").fetchone() == (0,)
+    guess = agreed(browser())
+    (name,) = guess.cookies
+    assert browser().get("/next", headers={"Cookie": f"{name}=guess"}).status_code == 403
+    assert store.database.execute("SELECT COUNT(*) FROM rater").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("said", [{}, {"quality": "left"}, {"quality": "both", "alignment": "tie"}, {"x": "y" * 9999}])
@@ -353,7 +370,7 @@ def test_a_tie_is_half_a_win_and_the_interval_is_of_prompts() -> None:
 def test_every_two_models_are_compared_or_the_first_with_each(tmp_path: Path) -> None:
     every = Store(begun(tmp_path / "all", "zebra", "quagga", "kiang")).matches()
     assert every == {("zebra", "quagga"): 4, ("zebra", "kiang"): 4, ("quagga", "kiang"): 4}
-    first = Store(begun(tmp_path / "first", "zebra", "quagga", "kiang", every=False)).matches()
+    first = Store(begun(tmp_path / "first", "zebra", "quagga", "kiang", against="first")).matches()
     assert first == {("zebra", "quagga"): 4, ("zebra", "kiang"): 4}
 
 

@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,25 +35,24 @@ SCHEMA = (
 )
 
 
-def begin(folder: Path, competitors: list[Competitor], every: bool = True, contact: str = "") -> None:
+def begin(folder: Path, competitors: list[Competitor], against: Literal["all", "first"] = "all") -> None:
     """Copy the pictures and write the pairs, in random order; stopped midway it leaves no study.
 
     Args:
         folder: the study's.
         competitors: with their pictures.
-        every: compare every two, else only the first with each other.
-        contact: whom raters may ask.
+        against: compare every two, or only the first with each other.
 
     Raises:
-        ValueError: no two of them have a prompt in common.
+        ValueError: no two of them have a prompt in common, or a picture is damaged.
     """
-    compared = list(matches(competitors, every))
+    compared = list(matches(competitors, every=against == "all"))
     if not compared:
         names = ", ".join(each.name for each in competitors)
         raise ValueError(f"{names} have no prompt in common; draw the same file of prompts with each")
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     random.SystemRandom().shuffle(compared)  # a pair's number, which a rater sees, says nothing of its models
-    settings = {"seed": secrets.token_hex(16), "begun": now(), "contact": contact}
+    settings = {"seed": secrets.token_hex(16), "begun": now(), "against": against}
     database = connect(folder)
     with database:  # all or nothing
         database.execute("BEGIN IMMEDIATE")
@@ -78,8 +78,11 @@ def _add_model(database: sqlite3.Connection, competitor: Competitor) -> int:
 def _add_picture(database: sqlite3.Connection, folder: Path, model: int, competitor: Competitor, prompt: str) -> int:
     """Copy a picture's pixels and nothing else."""
     picture, token = competitor.pictures[prompt], secrets.token_hex(16)
-    with Image.open(picture.path) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with Image.open(picture.path) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{picture.path} is damaged ({error}); remove it or draw it again") from None
     Image.fromarray(pixels).save(folder / PICTURES / f"{token}.png")
     known = sha256(picture.path.read_bytes()).hexdigest()
     height, width = pixels.shape[:2]

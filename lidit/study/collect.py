@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 PROVENANCE = "provenance.json"  # beside a benchmark's pictures: how they came about
@@ -21,11 +20,13 @@ class Picture:
     Args:
         path: of the file.
         prompt: what it was drawn for.
+        size: width and height in pixels.
         facts: the other text chunks that `lidit sample` wrote into it: seed, steps, checkpoint.
     """
 
     path: Path
     prompt: str
+    size: tuple[int, int]
     facts: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -45,7 +46,7 @@ class Competitor:
         pictures: by prompt, one each.
         spare: pictures left out because their prompt has an earlier one.
         silent: files left out because nothing says what they were drawn for.
-        provenance: what the folder says of itself, as JSON.
+        provenance: what the folder says of itself, as JSON; empty: nothing.
     """
 
     name: str
@@ -53,23 +54,36 @@ class Competitor:
     pictures: dict[str, Picture]
     spare: int = 0
     silent: int = 0
-    provenance: str = "{}"
+    provenance: str = ""
 
 
-def read_competitors(folders: list[str]) -> list[Competitor]:
-    """Read folders that are written NAME=FOLDER, or FOLDER for one that is called like itself.
+def name_folders(words: list[str]) -> dict[str, Path]:
+    """Folders by name, written NAME=FOLDER, or FOLDER for one that is called like itself.
 
     Raises:
-        ValueError: there are fewer than two, two have one name, or one is no folder of pictures.
+        ValueError: there are fewer than two, or two have one name.
     """
-    named = [word.partition("=") for word in folders]
-    pairs = [(name, Path(folder)) if equals else (Path(name).name, Path(name)) for name, equals, folder in named]
+    parts = [word.partition("=") for word in words]
+    pairs = [
+        (name.strip(), Path(folder)) if equals else (Path(name).name, Path(name)) for name, equals, folder in parts
+    ]
     if len(pairs) < 2:
         raise ValueError("name two or more folders of pictures: lidit study serve ours=runs/a theirs=runs/b")
-    names = [name.strip() for name, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1 or not name), None):
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two folders are called {twice!r}; name each another way: NAME=FOLDER")
-    return [read_folder(name, folder) for name, (_, folder) in zip(names, pairs, strict=True)]
+    if "" in names:
+        raise ValueError("a folder has an empty name; write NAME=FOLDER")
+    return dict(pairs)
+
+
+def read_competitors(words: list[str]) -> list[Competitor]:
+    """Read the folders that `name_folders` names.
+
+    Raises:
+        ValueError: there are not two or more folders of pictures.
+    """
+    return [read_folder(name, folder) for name, folder in name_folders(words).items()]
 
 
 def read_folder(name: str, folder: Path) -> Competitor:
@@ -91,7 +105,7 @@ def read_folder(name: str, folder: Path) -> Competitor:
     for picture in sorted(found, key=lambda each: each.order):
         first.setdefault(picture.prompt, picture)
     provenance = folder / PROVENANCE
-    about = json.dumps(json.loads(provenance.read_text())) if provenance.is_file() else "{}"
+    about = provenance.read_text(encoding="utf-8") if provenance.is_file() else ""
     return Competitor(name, folder, first, len(found) - len(first), len(files) - len(found), about)
 
 
@@ -103,14 +117,16 @@ def read_picture(path: Path) -> Picture | None:
     """
     try:
         with Image.open(path) as image:
-            chunks = dict(image.text) if path.suffix.lower() == ".png" else {}  # of a PNG
-    except (UnidentifiedImageError, AttributeError):
-        raise ValueError(f"{path} is no {path.suffix[1:]} picture, or damaged; remove it or draw it again") from None
+            size = image.size
+            chunks = dict(image.text) if path.suffix.lower() == ".png" else {}  # reads all of a PNG
+    except (OSError, SyntaxError, AttributeError) as error:  # as Pillow says what it cannot read
+        kind = path.suffix[1:].upper()
+        raise ValueError(f"{path} is no {kind}, or damaged ({error}); remove it or draw it again") from None
     facts = {key: str(value) for key, value in chunks.items()}
     beside = path.with_suffix(".txt")
     prompt = beside.read_text(encoding="utf-8") if beside.is_file() else facts.pop("prompt", "")
     prompt = " ".join(prompt.split())
-    return Picture(path, prompt, facts) if prompt else None
+    return Picture(path, prompt, size, facts) if prompt else None
 
 
 def matches(competitors: list[Competitor], every: bool) -> Iterator[tuple[str, Competitor, Competitor]]:
@@ -140,4 +156,7 @@ def describe(competitors: list[Competitor]) -> str:
     for each in competitors:
         said += [f"{each.spare} further pictures of the same prompts in {each.name}, left out"] if each.spare else []
         said += [f"{each.silent} pictures without a prompt in {each.name}, left out"] if each.silent else []
+    sizes = {each.name: {picture.size for picture in each.pictures.values()} for each in competitors}
+    if any(own != sizes[names[0]] for own in sizes.values()):
+        said += ["the models' pictures differ in size, by which raters can tell them apart"]
     return "; ".join(said)

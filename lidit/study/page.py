@@ -24,10 +24,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from lidit.study.store import ANSWERS, Shown, Store
+from lidit.study.store import ANSWERS, Shown, Store, digest
 
 PAGES = Path(__file__).with_name("pages")
-COOKIE = "rater"
 A_YEAR = 365 * 24 * 3600  # seconds
 LONGEST = 4096  # bytes of a form
 SMALL = 256  # pixels: a smaller picture is shown with its pixels as squares, not blurred
@@ -46,8 +45,13 @@ QUESTIONS = {
 templates = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def application(store: Store) -> Starlette:
-    """The pages of a study."""
+def application(store: Store, contact: str = "") -> Starlette:
+    """The pages of a study.
+
+    Args:
+        store: the study.
+        contact: whom raters may ask; empty: nobody is named.
+    """
     routes = [
         Route("/", welcome),
         Route("/", agree, methods=["POST"]),
@@ -65,7 +69,8 @@ def application(store: Store) -> Starlette:
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=secured)],
         exception_handlers={HTTPException: problem},
     )
-    app.state.store = store
+    app.state.store, app.state.contact = store, contact
+    app.state.cookie = f"rater-{digest(store.settings['begun'])[:8]}"  # browsers share cookies between ports
     return app
 
 
@@ -80,9 +85,9 @@ async def secured(request: Request, follow: RequestResponseEndpoint) -> Response
 async def welcome(request: Request) -> Response:
     """What the study is."""
     store = _store(request)
-    rater = store.rater(request.cookies.get(COOKIE, ""))
+    rater = store.rater(_secret(request))
     done, pairs = store.progress(rater or 0)
-    return _html("welcome.html", pairs=pairs, done=done, known=rater is not None, contact=store.settings["contact"])
+    return _html("welcome.html", pairs=pairs, done=done, known=rater is not None, contact=request.app.state.contact)
 
 
 async def agree(request: Request) -> Response:
@@ -103,7 +108,7 @@ async def go_on(request: Request) -> Response:
 async def leave(request: Request) -> Response:
     """For the next person at the same device."""
     response = RedirectResponse("/", 303)
-    response.delete_cookie(COOKIE)
+    response.delete_cookie(request.app.state.cookie)
     return response
 
 
@@ -179,9 +184,14 @@ def _store(request: Request) -> Store:
     return request.app.state.store
 
 
+def _secret(request: Request) -> str:
+    """What the browser says it is; empty: nothing."""
+    return request.cookies.get(request.app.state.cookie, "")
+
+
 def _rater(request: Request) -> int:
     """The number of the rater who asks."""
-    rater = _store(request).rater(request.cookies.get(COOKIE, ""))
+    rater = _store(request).rater(_secret(request))
     if rater is None:
         raise HTTPException(403, "This browser does not know you: open your own link, or begin on the first page.")
     return rater
@@ -217,13 +227,13 @@ def _known(request: Request, token: str) -> Response:
     """To the first pair, as a rater whom the browser knows from now on."""
     response = RedirectResponse("/next", 303)
     secure = request.url.scheme == "https"
-    response.set_cookie(COOKIE, token, max_age=A_YEAR, httponly=True, samesite="lax", secure=secure)
+    response.set_cookie(request.app.state.cookie, token, max_age=A_YEAR, httponly=True, samesite="lax", secure=secure)
     return response
 
 
 def _link(request: Request) -> str:
     """The rater's own link."""
-    return str(request.url_for("go_on", token=request.cookies[COOKIE]))
+    return str(request.url_for("go_on", token=_secret(request)))
 
 
 def _html(template: str, **values: object) -> HTMLResponse:

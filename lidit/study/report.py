@@ -216,10 +216,12 @@ def _bars(panel: Axes, results: list[Result]) -> None:
     for i, name in enumerate(OUTCOMES):
         bars = panel.barh(range(len(results)), shares[:, i], left=starts, color=COLOURS[name], label=name, height=0.6)
         words = [f"{share:.0%}" if share >= 0.06 else "" for share in shares[:, i]]
-        panel.bar_label(bars, words, label_type="center", color="black" if name == "tie" else "white")
+        panel.bar_label(bars, words, label_type="center", color="white" if name == "win" else "black")
         starts += shares[:, i]
     panel.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     panel.set_xlim(0, 1)
+    panel.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    panel.set_ylim(-0.6, len(results) - 0.4)
     panel.xaxis.set_major_formatter("{x:.0%}")
     panel.spines[["top", "right"]].set_visible(False)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Literal
 
 from lidit.study.begin import begin
-from lidit.study.collect import describe, read_competitors
+from lidit.study.collect import describe, name_folders, read_competitors
 from lidit.study.store import Store, is_begun
 
 
@@ -15,7 +16,7 @@ def serve(
     out: str = "runs/study",
     host: str = "127.0.0.1",
     port: int = 8000,
-    against: str = "all",
+    against: Literal["all", "first"] | None = None,
     contact: str = "",
 ) -> None:
     """Serve a blind pairwise comparison of folders of pictures; with no folders, go on with the study in --out.
@@ -25,37 +26,35 @@ def serve(
         out: folder of the study: copies of the pictures, and the votes.
         host: address to listen on; 0.0.0.0 lets other machines in.
         port: to listen on; 0 takes a free one.
-        against: all: every two models are compared; first: the first with each other one, as the paper does.
+        against: all, the default: every two models are compared; first: the first with each other, as in the paper.
         contact: who runs the study, for the first page.
 
     Raises:
         ValueError: the folders cannot be compared, the study was begun with others, or the port is taken.
     """
     folder = Path(out)
-    if against not in ("all", "first"):
-        raise ValueError(f"--against is {against!r}; take all or first")
     server = _server(host, port)  # before pictures are copied in vain
     if not is_begun(folder):
         competitors = read_competitors(images or [])
         print(describe(competitors))
-        begin(folder, competitors, every=against == "all", contact=contact)
+        begin(folder, competitors, against or "all")
     store = Store(folder)
-    _see_same(store, images)
+    _see_same(store, images, against)
     pairs = sum(store.matches().values())
     address = "http://{}:{}/".format(*server.getsockname()[:2])
     print(f"{folder}: {pairs} pairs of {', '.join(store.models())}; raters open {address}", flush=True)
     print("ctrl-C ends it; the same command goes on; `lidit study report` counts the votes, also meanwhile", flush=True)
-    _run(store, server)
+    _run(store, server, contact)
 
 
-def _see_same(store: Store, images: list[str] | None) -> None:
-    """Refuse folders that are not those the study was begun with."""
-    if not images:
-        return
-    asked = {each.name: str(each.folder.resolve()) for each in read_competitors(images)}
-    if asked != store.models():
-        then = " ".join(f"{name}={folder}" for name, folder in store.models().items())
-        raise ValueError(f"{store.folder} was begun with {then}; name no folders to go on, or another --out")
+def _see_same(store: Store, images: list[str] | None, against: str | None) -> None:
+    """Refuse what is not as the study was begun."""
+    then = store.models()
+    if images and {name: str(path.resolve()) for name, path in name_folders(images).items()} != then:
+        begun = " ".join(f"{name}={folder}" for name, folder in then.items())
+        raise ValueError(f"{store.folder} was begun with {begun}; name no folders to go on, or another --out")
+    if against not in (None, store.settings["against"]):
+        raise ValueError(f"{store.folder} was begun with --against {store.settings['against']}; take another --out")
 
 
 def _server(host: str, port: int) -> socket.socket:
@@ -71,7 +70,7 @@ def _server(host: str, port: int) -> socket.socket:
         raise ValueError(f"cannot listen on port {port} of {host} ({error}); take another --port or --host") from None
 
 
-def _run(store: Store, server: socket.socket) -> None:
+def _run(store: Store, server: socket.socket, contact: str) -> None:
     """Serve until ctrl-C.
 
     Raises:
@@ -84,5 +83,5 @@ def _run(store: Store, server: socket.socket) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'lidit[study]'") from None
     # no log of requests: it would hold raters' addresses beside the times of their votes
-    config = uvicorn.Config(application(store), access_log=False, log_level="warning", server_header=False)
+    config = uvicorn.Config(application(store, contact), access_log=False, log_level="warning", server_header=False)
     uvicorn.Server(config).run(sockets=[server])

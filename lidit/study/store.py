@@ -191,11 +191,18 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a study was begun in a folder, wholly."""
+    """Whether a study was begun in a folder, wholly.
+
+    Raises:
+        ValueError: its database cannot be read.
+    """
     if not (folder / DATABASE).is_file():
         return False
-    database = connect(folder)
-    found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'setting'").fetchone()
+    try:
+        database = connect(folder)
+        found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'setting'").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{folder / DATABASE} is no study ({error}); take another --out, or restore it") from None
     database.close()
     return found is not None
 

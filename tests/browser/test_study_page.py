@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from PIL import Image, PngImagePlugin
 
+from lidit.study.begin import begin
+from lidit.study.collect import read_competitors
 from lidit.study.store import Store
 
+uvicorn = pytest.importorskip("uvicorn", reason="no uvicorn: pip install 'lidit[study]'")
+study_page = pytest.importorskip("lidit.study.page", reason="no starlette: pip install 'lidit[study]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'lidit[dev]'")
 Browser, Page = playwright.Browser, playwright.Page
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red circle to the left of a blue square", "a hare", "word " * 120]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
+playwright.expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.browser
 
 
@@ -32,16 +36,17 @@ def study(tmp_path: Path) -> Iterator[tuple[str, Store]]:
             text = PngImagePlugin.PngInfo()
             text.add_itxt("prompt", prompt)
             Image.new("RGB", (512, 512), (60 * i, 90, 20 * len(name))).save(tmp_path / name / f"{i}.png", pnginfo=text)
-    command = [sys.executable, "-m", "lidit", "study", "serve", f"zebra={tmp_path / 'zebra'}"]
-    command += [f"quagga={tmp_path / 'quagga'}", "--out", str(tmp_path / "study"), "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    address = next(line for line in server.stdout if "raters open" in line).split()[-1]
-    store = Store(tmp_path / "study")
-    yield address, store
-    store.close()
-    server.kill()
-    server.communicate()
+    begin(tmp_path / "study", read_competitors([str(tmp_path / "zebra"), str(tmp_path / "quagga")]))
+    stores = [Store(tmp_path / "study") for _ in range(2)]  # the server's and the test's
+    server = uvicorn.Server(uvicorn.Config(study_page.application(stores[0]), log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield "http://{}:{}/".format(*listening.getsockname()), stores[1]
+    server.should_exit = True
+    thread.join()
+    for store in stores:
+        store.close()
 
 
 @pytest.fixture
@@ -68,10 +73,12 @@ def opened(browser: Browser, study: tuple[str, Store]) -> Iterator[Callable[...,
 def agree(page: Page) -> None:
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Begin").click()
+    playwright.expect(page.get_by_text("0 of 3 answered")).to_be_visible()
+    page.wait_for_load_state()  # the script is there
 
 
 def choose(page: Page, question: str, answer: str) -> None:
-    page.get_by_role("group", name=question).get_by_text(answer).click()
+    page.get_by_role("group", name=question).get_by_role("radio", name=answer).check()
 
 
 def said(store: Store) -> list[tuple[str, str]]:
@@ -157,7 +164,8 @@ def test_a_person_goes_on_by_their_link_on_another_device(opened: Callable) -> N
 def test_a_page_fits_its_screen(opened: Callable, width: int) -> None:
     page = opened({"width": width, "height": 800})
     agree(page)
-    for _ in PROMPTS:
+    for i in range(len(PROMPTS)):
+        playwright.expect(page.get_by_text(f"{i} of 3 answered")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         for picture in page.locator(".pictures img").all():  # both in view, beside each other
             box = picture.bounding_box()
@@ -165,4 +173,3 @@ def test_a_page_fits_its_screen(opened: Callable, width: int) -> None:
             assert box["y"] + box["height"] < 800
         for key in ("2", "5", "Enter"):
             page.keyboard.press(key)
-        page.wait_for_load_state()
