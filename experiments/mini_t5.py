@@ -124,8 +124,8 @@ def train(
 ) -> None:
     """Train a T5 v1.1 of four heads and save it as a transformers checkpoint in bfloat16 with its card.
 
-    Token embeddings begin at unit variance, as T5's do and those of the miniature LLMs (`mini_llm.make_model`). They are
-    the head's, too, as in the first T5: transformers ties them in any case.
+    Token embeddings begin at unit variance, as T5's do and those of the miniature LLMs (`mini_llm.make_model`). The
+    head is tied to them, as in the first T5: transformers does so in any case.
 
     Args:
         out: folder to write.
