@@ -26,6 +26,11 @@ PAPER = {
     "instruction + token refiner": {"T2I-CompBench": 56.79, "DPG-Bench": 78.62},
     "instruction + token refiner + collaborative": {"T2I-CompBench": 60.31, "DPG-Bench": 80.25},
 }
+SHOWN = {
+    "mini": """One seed: all eight of the paper's orders of judged scores hold, by 0.6 to 3.4 points where 240 and 60
+    pictures have standard errors of about 3 each, so none by itself is certain. The loss on held-out scenes, which is
+    measured without sampling, orders the first four rows likewise and puts the collaborative refiner third."""
+}
 CLAIMS = [
     (better, worse, column)
     for column in COLUMNS

@@ -28,6 +28,15 @@ PAPER = {
     "LLaMA3, refiner, causal": {"T2I-CompBench": 45.84, "DPG-Bench": 71.01},
     "LLaMA3, refiner, full attention": {"T2I-CompBench": 54.02, "DPG-Bench": 77.08},
 }
+SHOWN = {
+    "mini": """One seed. A refiner lowers the held-out loss of both LLMs, as in the paper, with or without the mask
+    alike; the judge prefers the causal one, by more than its standard error. That T5 starts ahead does not hold: its
+    held-out loss is the worst. One further experiment asked why. A first T5, whose embeddings had begun at a
+    twentieth of unit variance, told two words apart 17 times worse than the LLMs (squared Mahalanobis distance 5
+    against 84 between the means of a word's features) and drew 6.9 % of facts; trained again from unit variance it is
+    at 58, and drew 21.9 %. At a million parameters the order is decided by how well features tell words apart, not by
+    the mask."""
+}
 CLAIMS = [
     (better, worse, column)
     for column in COLUMNS

@@ -238,6 +238,9 @@ def _bars(table: Table, numbers: Numbers) -> None:
         axis.set_yticks(range(len(rows)), rows if axis is axes.flat[0] else [], fontsize=8)
         axis.set_title(column, fontsize=9)
         axis.invert_yaxis()
+        everything = [mean(numbers[row][column]) for row in rows if numbers[row].get(column)]
+        if everything and max(everything) < 0:  # bars from 0 would all look alike
+            axis.set_xlim(min(everything) * 1.02, max(everything) * 0.98)
     shown = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
     axes.flat[0].legend(shown.values(), shown.keys(), fontsize=8)
 

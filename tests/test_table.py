@@ -166,12 +166,13 @@ class Pretend:
             elif argv[0] == "fit":
                 folder = Path(argv[argv.index("--run") + 1])
                 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                (folder / "checkpoints/step-00002000.ckpt").touch()
+                (folder / "checkpoints/step-00000500.ckpt").touch()
                 (folder / "record.json").write_text(json.dumps(RECORD))
             elif argv[0] == "score":
-                path = Path(argv[1]) / "scores.json"
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps({"name": "judge", "images_scored": 8, "scores": {"overall": 0.25}}))
+                out = argv[argv.index("--out") + 1] if "--out" in argv else argv[1]
+                Path(out).mkdir(exist_ok=True)
+                found = {"name": "judge", "images_scored": 8, "scores": {"overall": 0.25, "loss": 0.3}}
+                (Path(out) / "scores.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(words, code)
 
     def trained(self) -> int:
