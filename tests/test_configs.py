@@ -12,15 +12,22 @@ from lightning.pytorch.cli import LightningCLI
 from lidit.callbacks.ema import EMA
 from lidit.cli import main
 from lidit.data.datamodule import ShardData
+from lidit.fit import RecipeCLI
 from lidit.module import TextToImage
 
 CONFIGS = Path(__file__).parents[1] / "experiments/configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if "trainer" in yaml.safe_load(path.read_text()))
 
 
+class Recipe(LightningCLI):
+    """A recipe with what `lidit fit` knows beside Lightning's own keys."""
+
+    add_arguments_to_parser = RecipeCLI.add_arguments_to_parser
+
+
 def parsed(name: str, *arguments: str) -> LightningCLI:
     """What `lidit fit` would train, with every constructor called and nothing else."""
-    return LightningCLI(
+    return Recipe(
         TextToImage,
         ShardData,
         args=["--config", str(CONFIGS / name), *arguments],
