@@ -263,6 +263,7 @@ def _scatter(table: Table, numbers: Numbers) -> None:
         if x in measured and y in measured:
             plt.scatter(mean(measured[x]), mean(measured[y]))
             plt.annotate(row, (mean(measured[x]), mean(measured[y])), fontsize=8)
+    plt.margins(x=0.2)  # for the last row's name
     plt.xlabel(x)
     plt.ylabel(y)
 
