@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +94,7 @@ class Run:
         import pandas as pd
 
         frames = [frame for folder in self.starts if (frame := _read(folder / METRICS)) is not None]
-        kept = []
-        for frame, later in zip(frames, [*frames[1:], None], strict=False):
-            kept.append(frame if later is None else frame[frame.index < later.index.min()])
+        kept = [frame[frame.index < later.index.min()] for frame, later in pairwise(frames)] + frames[-1:]
         if not kept:
             return pd.DataFrame(index=pd.Index([], name="step"))
         # a row for each logger call: one for each step takes what any of them says
