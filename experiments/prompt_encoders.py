@@ -7,7 +7,8 @@ Cost: mini, 10 runs a seed of some minutes each on two CPU cores; paper, 10 x 30
 Ours deviates from the systems that the presets are named after in what docs/prompt_encoders.md says; all read the same
 multi-modal LLM, train the same backbone on the same data, and differ in the prompt encoder alone. `once` is 1 where the
 text does not depend on the time, so that it can be computed once per prompt; `fall` is the first quarter of a list less
-the last.
+the last. Parameters are the trained ones. In miniature the backbone's norm of the text comes with the bundled
+backbone, so that `sana` does not begin at 0.01.
 """
 
 from experiments.setting import FIT, SETTING, row

@@ -36,8 +36,7 @@ T2I_AVERAGE = {"mini": ("scenes-attributes", "overall", 100), "paper": ("t2i-com
 DPG_AVERAGE = {"mini": ("scenes-dense", "overall", 100), "paper": ("dpg-bench", "official average", 1)}
 # beside the paper's columns: minus 100 times the loss on held-out scenes, which is finer than the judge of few pictures
 FIT = {"held-out fit": {"mini": ("text-gain", "loss", -100), "paper": None}}
-JUDGED = {"T2I-CompBench": T2I_AVERAGE, "DPG-Bench": DPG_AVERAGE}
-COLUMNS = JUDGED | FIT
+COLUMNS = {"T2I-CompBench": T2I_AVERAGE, "DPG-Bench": DPG_AVERAGE} | FIT
 
 T5 = "lidit.models.t5.FrozenT5"
 BASE, TUNED = {"template": "plain"}, {}

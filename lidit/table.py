@@ -11,6 +11,7 @@ whose recipe has been changed since is not taken for this one.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -96,9 +97,9 @@ class Run:
         """The commands that draw a benchmark's pictures and judge them, or one of the setting's own."""
         setting, out, done = self.table.setting, self.folder / benchmark, self.scores(benchmark)
         if own := setting.get("commands", {}).get(benchmark):
-            words = own.replace("RUN", str(self.folder)).replace("OUT", str(out)).split()
-            llms = as_word(self.row.llms)
-            return [Piece("score", [llms if word == "LLMS" else word for word in words], done)]
+            given = {"RUN": str(self.folder), "OUT": str(out), "LLMS": as_word(self.row.llms)}
+            words = [re.sub(r"\b(RUN|OUT|LLMS)\b", lambda named: given[named[1]], word) for word in shlex.split(own)]
+            return [Piece("score", words, done)]
         drawn = ["lidit", "sample", "--benchmark", benchmark, "--checkpoint", str(self.checkpoint), "--out", str(out)]
         drawn += ["--seed", str(1000 * self.seed)]
         return [

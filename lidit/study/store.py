@@ -131,7 +131,7 @@ class Store:
         """What a rater last said of a pair, by question; empty: nothing yet."""
         query = "SELECT quality, alignment FROM vote WHERE rater = ? AND pair = ? ORDER BY id DESC"
         found = self.database.execute(query, (rater, pair)).fetchone()
-        return dict(zip(("quality", "alignment"), found or (), strict=False))
+        return dict(zip(("quality", "alignment"), found, strict=True)) if found else {}
 
     def previous(self, rater: int, pair: int | None = None) -> int | None:
         """The pair that a rater answered before this one, or last of all; None: there is none."""

@@ -152,6 +152,13 @@ def test_the_last_hidden_state_alone_is_one_level(tiny_llama: Path) -> None:
     assert text.mask.sum(1).tolist() == [len([k for _, k in plain.show(p) if k]) for p in PROMPTS]
 
 
+def test_without_norm_and_projection_the_text_is_what_the_frozen_model_gave(tiny_llama: Path) -> None:
+    plain = FrozenLLM(str(tiny_llama), layer=-1, dtype="float32", instruction="", template="plain")
+    features = plain(["a red circle"])
+    text = LLMDiffEncoder([plain.width], 16, levels=1, project=False, normalise=False)([features], torch.rand(1))
+    assert torch.equal(text.tokens, features[0][:, int(features[2]) :])
+
+
 def test_gradient_reaches_every_parameter(tiny_llama: Path) -> None:
     llm = exact(tiny_llama)
     encoder = LLMDiffEncoder([llm.width], 16, levels=1 + BLOCKS)
