@@ -40,8 +40,8 @@ th:first-child, td:first-child {{ text-align: left }} img {{ max-width: 100% }}
 code {{ background: #f2f2f2; padding: 0 .2rem }}
 </style></head><body>
 <h1>lidit demo</h1>
-<p>A small LI-DiT was trained from scratch for {minutes:.1f} minutes ({steps} steps) on {scenes} drawn scenes. Below it
-stands beside the bundled model, which is larger and was trained for longer. Both drew the same {count} prompts about
+<p>A small LI-DiT was trained from scratch for {minutes:.1f} minutes ({done} of {steps} steps) on
+{scenes} drawn scenes. Below it stands beside the bundled model, which is larger and was trained for longer. Both drew the same {count} prompts about
 looks that training never showed, from the same noise, and the judge read the pictures back.</p>
 <h2>Scores</h2>
 <p>Share of pictures in which everything the prompt states is true.</p>
@@ -79,9 +79,9 @@ def demo(
     shard(str(folder / "shards"), count=scenes, seed=seed)
     say(2, "encoding them with the bundled autoencoder, once")
     precompute(str(folder / "shards"), str(folder / "latents"))
-    say(3, f"training a small LI-DiT for {steps} steps; loss and checkpoint go to {folder}/run")
+    say(3, f"training a small LI-DiT for {steps} steps, or 6 minutes; loss and checkpoint go to {folder}/run")
     start = time.monotonic()
-    checkpoint = train(folder, steps, seed)
+    checkpoint, done = train(folder, steps, seed)
     minutes = (time.monotonic() - start) / 60
     questions = prompts(BENCHMARK, prompts_per_task, seed)
     say(4, f"drawing {len(questions)} held-out prompts with both models, and judging the pictures")
@@ -91,7 +91,13 @@ def demo(
     picture, run_folder = pairs(questions, drawn, prompts_per_task), folder / "run"
     (folder / "samples.png").write_bytes(picture)
     settings = {"steps": steps, "scenes": scenes, "seed": seed, "prompts_per_task": prompts_per_task}
-    record = {**settings, "sampler_steps": SAMPLER_STEPS, "guidance": GUIDANCE, "minutes": round(minutes, 2)}
+    record = {
+        **settings,
+        "steps_done": done,
+        "sampler_steps": SAMPLER_STEPS,
+        "guidance": GUIDANCE,
+        "minutes": round(minutes, 2),
+    }
     (folder / "scores.json").write_text(json.dumps({**record, "scores": scores}, indent=2) + "\n")
     rows = "".join(
         f"<tr><td>{html.escape(task)}</td><td>{scores['demo'][task]:.2f}</td><td>{scores['bundled'][task]:.2f}</td></tr>\n"
@@ -99,6 +105,7 @@ def demo(
     )
     page = PAGE.format(
         minutes=minutes,
+        done=done,
         steps=steps,
         scenes=scenes,
         count=len(questions),
@@ -119,8 +126,12 @@ def say(stage: int, what: str) -> None:
     print(f"\n[{stage}/5] {what}", flush=True)
 
 
-def train(folder: Path, steps: int, seed: int) -> Path:
-    """Train by the recipe experiments/configs/demo.yaml, as `lidit fit` would, and return the checkpoint."""
+def train(folder: Path, steps: int, seed: int) -> tuple[Path, int]:
+    """Train by the recipe experiments/configs/demo.yaml, as `lidit fit` would.
+
+    Returns:
+        the checkpoint, and how many steps there was time for.
+    """
     shutil.rmtree(folder / "run", ignore_errors=True)
     recipe = files("experiments") / "configs" / "demo.yaml"
     settings = {
@@ -133,7 +144,7 @@ def train(folder: Path, steps: int, seed: int) -> Path:
     fitted = run("fit", ["--config", str(recipe), *(f"--{key}={value}" for key, value in settings.items())])
     checkpoint = folder / "run" / "model.ckpt"
     fitted.trainer.save_checkpoint(checkpoint)
-    return checkpoint
+    return checkpoint, fitted.trainer.global_step
 
 
 def draw(source: str, questions: list[Prompt], seed: int) -> list[np.ndarray]:
