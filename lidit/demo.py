@@ -40,9 +40,9 @@ th:first-child, td:first-child {{ text-align: left }} img {{ max-width: 100% }}
 code {{ background: #f2f2f2; padding: 0 .2rem }}
 </style></head><body>
 <h1>lidit demo</h1>
-<p>A small LI-DiT was trained from scratch for {minutes:.1f} minutes ({done} of {steps} steps) on
-{scenes} drawn scenes. Below it stands beside the bundled model, which is larger and was trained for longer. Both drew the same {count} prompts about
-looks that training never showed, from the same noise, and the judge read the pictures back.</p>
+<p>A small LI-DiT was trained from scratch for {minutes:.1f} minutes ({done} of {steps} steps) on {scenes} drawn
+scenes. Below it stands beside the bundled model, which is larger and was trained for longer. Both drew the same
+{count} prompts about looks that training never showed, from the same noise, and the judge read the pictures back.</p>
 <h2>Scores</h2>
 <p>Share of pictures in which everything the prompt states is true.</p>
 <table><tr><th>prompts</th><th>trained just now</th><th>bundled</th></tr>
