@@ -14,8 +14,9 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from experiments import scene_questions, setting
+from experiments import picture_scores, scene_questions, setting, text_gain
 from lidit import table as verb
+from lidit.arguments import call
 from lidit.cli import VERBS, main
 from lidit.data.datamodule import ShardData
 from lidit.fit import RecipeCLI
@@ -27,6 +28,8 @@ from lidit.table_report import compare, kendall, spread
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = tables_in(EXPERIMENTS)
 COMPONENTS = EXPERIMENTS / "table2_components.py"
+MODULES = (picture_scores, scene_questions, text_gain)  # of the tables' own commands
+ADAPTER = EXPERIMENTS / "llmdiff_ablation.py"
 
 
 @pytest.fixture(autouse=True)
@@ -342,8 +345,8 @@ def in_this_process(words: list[str]) -> subprocess.CompletedProcess:
         return subprocess.CompletedProcess(words, main(words[3:]))
     if words[1] == "-c":
         return subprocess.CompletedProcess(words, next(filter(None, map(main, json.loads(words[-1]))), 0))
-    arguments = dict(zip(words[4::2], words[5::2], strict=True))
-    scene_questions.score(json.loads(arguments["--llms"]), arguments["--out"], int(arguments["--count"]))
+    modules = {module.__name__: module for module in MODULES}
+    call(modules[words[2]].score, words[2], words[4:])
     return subprocess.CompletedProcess(words, 0)
 
 
@@ -369,13 +372,35 @@ def tiny_world(
     cache = {"out": str(tmp_path / "cache"), "options": f"--shards {recipe['data']['train']} --vae {tiny_vae}"}
     changed = {"config": str(config), "prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
     changed["commands"] = {
-        "scene-questions": "python -m experiments.scene_questions score --count 2 --llms LLMS --out OUT"
+        "scene-questions": "python -m experiments.scene_questions score --count 2 --llms LLMS --out OUT",
+        "text-gain": "python -m experiments.text_gain score --count 8 --checkpoint RUN/checkpoints/latest --out OUT",
     }
     monkeypatch.setitem(setting.SETTING, "mini", changed)
     folders = {"llama": tiny_llama, "llama_base": tiny_llama, "qwen": tiny_qwen, "qwen_base": tiny_qwen, "t5": tiny_t5}
     for name, folder in folders.items():
         monkeypatch.setitem(setting.LLMS, name, {**setting.LLMS[name], "mini": {"name": str(folder)}})
     return tmp_path / "runs"
+
+
+def run_a_row(file: Path, folder: Path, runs: Path, place: int, changes: dict[str, str]) -> None:
+    """Run, score and report a row of a copy of a table's file, with changes to its text, in three steps."""
+    text = file.read_text()
+    for there, put in changes.items():
+        assert there in text
+        text = text.replace(there, put)
+    copy = folder / file.name
+    copy.write_text(text)
+    table = read_table(copy, "mini")
+    row = table.rows[place]
+    asked = ["--runs", str(runs), "--rows", json.dumps([row.label])]
+    assert main(["table", str(copy), "run", *asked]) == 0
+    assert main(["table", str(copy), "score", *asked]) == 0
+    assert main(["table", str(copy), "report"]) == 0
+    (run,) = json.loads((folder / "results" / f"{file.stem}.json").read_text())["runs"]
+    assert run["steps"] == 3
+    assert run["seconds"] > 0
+    assert set(run["scores"]) == set(table.columns)
+    assert row.label in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -385,27 +410,36 @@ def test_a_row_of_each_table_runs_is_scored_and_reported(
     monkeypatch.setattr(verb, "subprocess", type("InProcess", (), {"run": staticmethod(in_this_process)}))
     folder = tmp_path / "experiments"
     folder.mkdir()
-    chosen = {
+    places = {
         "table6_fusion": 3,
         "table3_causal_mask": 0,
         "table5_refiner": 3,
         "table1_main": 0,
         "figure2_understanding": 2,
     }
+    shorter = {"table1_main": {'"trainer.max_steps": 7500': '"trainer.max_steps": 3'}}
     for file in FILES:
-        shutil.copy(file, folder)
-        table = read_table(folder / file.name, "mini")
-        row = table.rows[chosen.get(file.stem, 1)]
-        arguments = ["table", str(folder / file.name)]
-        asked = ["--runs", str(tiny_world), "--rows", json.dumps([row.label])]
-        assert main([*arguments, "run", *asked]) == 0
-        assert main([*arguments, "score", *asked]) == 0
-        assert main([*arguments, "report"]) == 0
-        (run,) = json.loads((folder / "results" / f"{file.stem}.json").read_text())["runs"]
-        assert run["steps"] == 3
-        assert run["seconds"] > 0
-        assert set(run["scores"]) == set(table.columns)
-        assert row.label in (folder / "README.md").read_text()
+        if file != ADAPTER:
+            run_a_row(file, folder, tiny_world, places.get(file.stem, 1), shorter.get(file.stem, {}))
+
+
+@pytest.mark.slow
+def test_a_row_of_the_adapters_table_adapts_the_bundled_unet(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "subprocess", type("InProcess", (), {"run": staticmethod(in_this_process)}))
+    recipe = yaml.safe_load((EXPERIMENTS / "configs/llmdiff_mini.yaml").read_text())
+    shards = yaml.safe_load(tiny_recipe.read_text())["data"]["train"]
+    recipe["data"] |= {"train": shards, "batch_size": 16}
+    recipe["trainer"] |= {"max_steps": 3}
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(recipe))
+    cache = {"out": str(tmp_path / "cache"), "options": f"--shards {shards}"}
+    changed = {"prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
+    monkeypatch.setitem(setting.SETTING, "mini", {**setting.SETTING["mini"], **changed})
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    run_a_row(ADAPTER, folder, tmp_path / "runs", 2, {"experiments/configs/llmdiff_mini.yaml": str(config)})
 
 
 @pytest.mark.slow
