@@ -215,8 +215,13 @@ def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: 
     return ckpt_path
 
 
-def run(verb: str, argv: list[str]) -> RecipeCLI:
+def run(verb: str, argv: list[str], kind: type[RecipeCLI] | None = None) -> RecipeCLI:
     """Run one of Lightning's verbs and return what was built.
+
+    Args:
+        verb: fit, validate or test.
+        argv: what follows it.
+        kind: of command line, RecipeCLI by default.
 
     Raises:
         ArgumentError: the recipe or the command line is not understood.
@@ -224,7 +229,7 @@ def run(verb: str, argv: list[str]) -> RecipeCLI:
     """
     quiet()
     try:
-        return RecipeCLI(
+        return (kind or RecipeCLI)(
             TextToImage,
             ShardData,
             args=[verb, *argv],

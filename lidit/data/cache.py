@@ -42,8 +42,17 @@ def listed(folders: Folders | None) -> list[str]:
 
 def has_features(folders: Folders | None) -> bool:
     """Whether a cache has features of LLMs; what else is wrong with it is said when it is opened."""
+    return any(identity["llms"] for identity in _identities(folders))
+
+
+def has_latents(folders: Folders | None) -> bool:
+    """Whether a cache has latents; as `has_features`."""
+    return any(identity["vae"] for identity in _identities(folders))
+
+
+def _identities(folders: Folders | None) -> list[dict]:
     found = [Path(folder) / IDENTITY for folder in listed(folders)]
-    return any(path.is_file() and json.loads(path.read_text())["llms"] for path in found)
+    return [json.loads(path.read_text()) for path in found if path.is_file()]
 
 
 class Cache:

@@ -11,9 +11,11 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from experiments.memory import GB, build, memory, recipe
 from lidit.fit import run
 from lidit.parallel import BYTES_PER_PARAMETER, choose, shard, units
+from lidit.plan import GB, planned, read, verdict
+from lidit.plan import ranks as ranks_of
+from lidit.strategy import Sharded
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
 STAGES = {  # recipes that are laid over one another, and the paper's batch (Table 7; section 4 for the ablations)
@@ -24,10 +26,17 @@ STAGES = {  # recipes that are laid over one another, and the paper's batch (Tab
 }
 BUDGET = 3.5e9  # bytes of weights, gradients, optimizer and average on each of 64 ranks of the 10B
 GPU = 80e9
+PIXELS = {"lidit_1b": "256", "ablation": "256", "lidit_10b": "512", "lidit_10b_1024": "1024"}
 
 
 def overlay(names: tuple[str, ...]) -> Path:
     return CONFIGS / "cluster" / f"{names[-1]}.yaml"
+
+
+def words(names: tuple[str, ...]) -> list[str]:
+    """A stage on the command line."""
+    files = [*(CONFIGS / f"{name}.yaml" for name in names), overlay(names)]
+    return [word for file in files for word in ("--config", str(file))]
 
 
 def test_every_overlay_is_of_a_stage() -> None:
@@ -36,32 +45,29 @@ def test_every_overlay_is_of_a_stage() -> None:
 
 @pytest.mark.parametrize("names", STAGES, ids="+".join)
 def test_an_overlay_lies_over_its_recipe(names: tuple[str, ...]) -> None:
-    files = [*(CONFIGS / f"{name}.yaml" for name in names), overlay(names)]
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--print_config"]
     with pytest.raises(SystemExit) as stop:
-        run("fit", [word for file in files for word in ("--config", str(file))] + here)
+        run("fit", words(names) + here)
     assert stop.value.code == 0
 
 
 @pytest.mark.parametrize(("names", "batch"), STAGES.items(), ids=["+".join(names) for names in STAGES])
 def test_a_step_is_of_the_papers_batch_and_divides_over_the_ranks(names: tuple[str, ...], batch: int) -> None:
-    given = recipe(*names)
-    trainer, size = given["trainer"], given["data"]["batch_size"]
-    assert size * trainer.get("accumulate_grad_batches", 1) == batch
-    ranks = trainer["devices"] * trainer["num_nodes"]
+    given, _ = read(words(names))
+    trainer, size, ranks = given.trainer, given.data.batch_size, ranks_of(given.trainer)
+    assert size * trainer.accumulate_grad_batches == batch
     assert size % ranks == 0
-    if isinstance(trainer["strategy"], dict):
-        assert ranks % trainer["strategy"]["init_args"]["replicate"] == 0
+    if isinstance(trainer.strategy, Sharded):
+        assert ranks % trainer.strategy.replicate == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", STAGES, ids="+".join)
-def test_the_expected_memory_is_the_one_that_is_counted_and_fits(names: tuple[str, ...]) -> None:
-    counted = memory(*names)
+def test_the_expected_memory_is_the_one_that_is_counted_and_fits(names: tuple[str, ...], hub: None) -> None:
+    plan = planned(*read([*words(names), "--pixels", PIXELS[names[-1]]]))
     stated = re.search(r"Expected per GPU: (\d+) GB", overlay(names).read_text())
-    total = counted.states + counted.llms + counted.activations
-    assert int(stated[1]) == pytest.approx(total / GB, abs=1)
-    assert total < 0.7 * GPU
+    assert int(stated[1]) == pytest.approx(plan.total / GB, abs=1)
+    assert verdict(plan, GPU).startswith("It fits")
 
 
 @pytest.fixture
@@ -72,10 +78,10 @@ def pretended_ranks() -> Iterator[int]:
     torch.distributed.destroy_process_group()
 
 
-def test_no_rank_of_64_holds_more_of_the_10b_than_its_budget(pretended_ranks: int) -> None:
+def test_no_rank_of_64_holds_more_of_the_10b_than_its_budget(pretended_ranks: int, hub: None) -> None:
     mesh = init_device_mesh("cpu", (pretended_ranks,), mesh_dim_names=("shard",))
-    with torch.device("meta"):
-        backbone, encoder = build(recipe("lidit_10b")["model"], [4096, 4096])
+    _, model = read(words(("lidit_10b",)))
+    backbone, encoder = (model.skeleton()[name] for name in ("backbone", "prompt_encoder"))
     whole = sum(p.numel() for part in (backbone, encoder) for p in part.parameters())
     assert whole > 10e9
     shard(units(backbone, encoder), mesh, torch.bfloat16)

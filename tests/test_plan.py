@@ -1,0 +1,136 @@
+"""What a recipe is said to cost is what it takes, and what would make it fit is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from lidit.cli import main
+from lidit.parallel import Parallel
+from lidit.plan import GB, INSTRUCTION, Plan, planned, read, verdict
+
+CONFIGS = Path(__file__).parents[1] / "experiments/configs"
+MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backbone.init_args.depth", "2"]
+
+
+@cache
+def plan(*words: str) -> Plan:
+    return planned(*read([*MINI, *words]))
+
+
+def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", *MINI, "--gpus", "[1, 2]"]) == 0
+    said = capsys.readouterr().out
+    assert "M parameters" in said
+    assert "TFLOP a batch of 128" in said
+    assert "recipe: 1" in said
+    assert "It fits" in said
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_peak_of_a_step_is_within_15_percent(every: int, precision: str) -> None:
+    given, model = read(
+        [*MINI, "--trainer.precision", precision, "--data.batch_size", "8", "--parallel.checkpoint_every", str(every)]
+    )
+    counted = planned(given, model).memory()
+    backbone, encoder = model.build()
+    Parallel(checkpoint_every=every).apply(backbone)
+    parts = torch.nn.ModuleDict({"backbone": backbone, "prompt_encoder": encoder}).eval()
+    optimizer = torch.optim.AdamW(parts.parameters())
+    lengths = [INSTRUCTION + llm.prompts.max_tokens for llm in model.llms]
+    features = [
+        (torch.randn(8, n, llm.width), torch.ones(8, n, dtype=torch.bool), torch.full((8,), INSTRUCTION))
+        for n, llm in zip(lengths, model.llms, strict=True)
+    ]
+    latent, t = torch.randn(8, model.vae.channels, 8, 8), torch.rand(8)
+
+    def step() -> None:  # in the order of Lightning: the gradients of the last step are there in the forward pass
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = backbone(latent, t, encoder(features, t)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    tracker = MemTracker()
+    tracker.track_external(parts, optimizer, *(tensor for each in features for tensor in each))
+    with tracker:
+        step()
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    expected = sum(size for what, size in counted.items() if what not in ("EMA", "frozen"))
+    assert expected == pytest.approx(peak, rel=0.15)
+
+
+def test_parameters_and_their_states_are_those_of_the_model() -> None:
+    given, model = read([*MINI, "--model.trained", "[backbone]"])
+    found, skeleton = planned(given, model), model.skeleton()
+    assert found.parameters == sum(p.numel() for p in skeleton.parameters())
+    assert found.trained == sum(p.numel() for p in skeleton["backbone"].parameters())
+    memory = found.memory()
+    assert memory["weights"] == memory["EMA"] == 4 * found.parameters
+    assert memory["AdamW"] == 2 * memory["gradients"] == 8 * found.trained
+    spread = replace(found, gpus=4, copies=2).memory()
+    assert spread["weights"] == memory["weights"] / 2
+
+
+def test_what_is_cached_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text('{"llms": [{}, {}], "vae": {"name": "a"}}')
+    with_models, without = plan(), plan("--data.cache", str(tmp_path))
+    assert with_models.memory()["frozen"] > 0
+    assert without.memory()["frozen"] == 0
+    assert without.flops < with_models.flops
+
+
+def test_more_pixels_and_more_tokens_take_more() -> None:
+    assert plan("--pixels", "128").flops > plan().flops
+    assert plan("--tokens", "8").total < plan().total
+
+
+def test_the_cheapest_switch_that_is_enough_is_named() -> None:
+    small = plan("--data.batch_size", "64")
+    assert verdict(small, 2 * small.total).startswith("It fits")
+    less = replace(small, llms=int(100 * GB))
+    assert "cache features" in verdict(less, small.total / 0.8)
+    without = replace(small, llms=0, vae=0)
+    assert "accumulate_grad_batches 2x" in verdict(without, without.total)
+    one = replace(without, images=1, kept={0: (0, int(60 * GB)), 1: (0, int(10 * GB)), 2: (0, int(30 * GB))})
+    assert "checkpoint_every 2" in verdict(one, 40 * GB)
+    assert "checkpoint_every 1" in verdict(one, 20 * GB)
+    heavy = replace(one, parameters=int(10 * GB), trained=int(10 * GB))
+    assert "GPUs, sharded" in verdict(heavy, 100 * GB)
+    several = replace(without, gpus=8, parameters=int(4 * GB), trained=int(4 * GB))
+    assert "strategy sharded" in verdict(several, 40 * GB)
+    both = replace(one, llms=int(100 * GB), kept={**one.kept, 1: (0, int(80 * GB))})
+    assert "Nothing that the plan knows" in verdict(both, 1 * GB)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pixels", "60"], "--pixels 60 is no multiple of 16"),
+        (["--gpus", "[0]"], "--gpus [0]"),
+        (["--gpus", "[]"], "--gpus []"),
+        (["--gpu_memory", "-1"], "--gpu_memory -1"),
+        (["--tokens", "0"], "--tokens 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", *MINI, *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_unet_is_not_counted(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "--config", str(CONFIGS / "mini_unet.yaml")]) == 1
+    assert "counts LIDiT with PromptEncoder; the recipe names UNet" in capsys.readouterr().err
+
+
+def test_a_recipe_for_gpus_is_planned_without_one(capsys: pytest.CaptureFixture) -> None:
+    words = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--trainer.num_nodes", "2"]
+    assert main(["plan", *MINI, *words, "--trainer.strategy", "sharded"]) == 0
+    assert "recipe: 16" in capsys.readouterr().out
