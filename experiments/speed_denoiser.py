@@ -1,0 +1,252 @@
+"""How fast the denoiser trains and predicts per operation, against the transformers of diffusers, at equal sizes.
+
+LIDiT, PixArt's and Stable Diffusion 3's transformer get the same latents, text, depth, width, heads and patch. They are
+timed in turn, several rounds in one process, and compared within each round, so that what else the machine does falls
+on all of them. Operations are counted by torch for each (matrix products, convolutions, attention). Memory is what
+autograd keeps for the backward pass of one step, with the weights, gradients and AdamW.
+
+    python -m experiments.speed_denoiser run --out experiments/results/speed_denoiser.json
+    python -m experiments.speed_denoiser run --device cuda --sizes '[[28, 1152, 16, 32]]' --batch_size 64 --out FILE
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models import PixArtTransformer2DModel, SD3Transformer2DModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.cards import versions
+from experiments.speed_data import machine
+from lidit.models.lidit import LIDiT
+from lidit.models.prompt_encoder import Text
+from lidit.plan import kept_bytes
+
+CHANNELS, TOKENS, PATCH = 16, 120, 2  # latent channels; text tokens
+BYTES_OF_STATES = 16  # of a parameter: weight, gradient and AdamW's two, in float32
+TO_REACH = 1.15  # operations a second in training, over PixArt's
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a denoiser and its input."""
+
+    depth: int
+    width: int
+    heads: int
+    side: int  # of the latent
+
+
+class Denoiser(nn.Module):
+    """A model behind one call: latent (b c h w), time (b), text (b l d) to a prediction."""
+
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return self.call(self.model, x, t, text)
+
+
+def ours(size: Size) -> Denoiser:
+    """LIDiT, with text as its prompt encoder gives it."""
+
+    def call(model: nn.Module, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        return model(x, t, Text(text, mask, text.mean(1)))
+
+    return Denoiser(LIDiT(CHANNELS, size.depth, size.width, size.heads, PATCH), call)
+
+
+def pixart(size: Size) -> Denoiser:
+    """PixArt's: cross-attention, modulation shared by the blocks, text projected by an MLP."""
+    model = PixArtTransformer2DModel(
+        num_attention_heads=size.heads,
+        attention_head_dim=size.width // size.heads,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=size.depth,
+        cross_attention_dim=size.width,
+        caption_channels=size.width,
+        sample_size=size.side,
+        patch_size=PATCH,
+        use_additional_conditions=False,
+    )
+    nothing = {"resolution": None, "aspect_ratio": None}
+    return Denoiser(model, lambda model, x, t, text: model(x, text, 1000 * t, added_cond_kwargs=nothing).sample)
+
+
+def sd3(size: Size) -> Denoiser:
+    """Stable Diffusion 3's: text and image in one attention, each with weights of its own."""
+    model = SD3Transformer2DModel(
+        sample_size=size.side,
+        patch_size=PATCH,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=size.depth,
+        attention_head_dim=size.width // size.heads,
+        num_attention_heads=size.heads,
+        joint_attention_dim=size.width,
+        caption_projection_dim=size.width,
+        pooled_projection_dim=size.width,
+        pos_embed_max_size=size.side // PATCH,
+    )
+    return Denoiser(model, lambda model, x, t, text: model(x, text, text.mean(1), 1000 * t).sample)
+
+
+MODELS = {"LIDiT": ours, "PixArt": pixart, "SD3": sd3}
+
+
+def run(
+    out: str,
+    sizes: list[tuple[int, int, int, int]] = [(8, 384, 6, 16), (4, 1152, 16, 16)],  # noqa: B006
+    batch_size: int = 4,
+    rounds: int = 7,
+    dtypes: list[str] = ["float32", "bfloat16"],  # noqa: B006
+    compiled: list[bool] = [False, True],  # noqa: B006
+    device: str = "cpu",
+) -> None:
+    """Time every model at every size, print a table and write it as JSON.
+
+    Args:
+        out: JSON file to write.
+        sizes: depth, width, heads, and side of the latent.
+        batch_size: images in a step.
+        rounds: of each model in turn, after one that does not count.
+        dtypes: that matrix products are computed in; weights are float32.
+        compiled: without and with torch.compile.
+        device: cpu or cuda.
+    """
+    settings, at_start = dict(locals()), machine()
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for size in (Size(*each) for each in sizes):
+        for dtype in dtypes:
+            for compile_ in compiled:
+                rows += compare(size, batch_size, rounds, dtype, compile_, torch.device(device))
+                print(table(rows[-len(MODELS) :]), flush=True)
+    found = {"machine": at_start, "versions": versions("torch", "diffusers"), "settings": settings, "rows": rows}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(json.dumps(found | {"reached": reached(rows)}, indent=1) + "\n")
+
+
+def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, device: torch.device) -> list[Row]:
+    """A row for each model, timed in turn."""
+    torch.manual_seed(0)
+    inputs = (
+        torch.randn(batch, CHANNELS, size.side, size.side, device=device),
+        torch.rand(batch, device=device),
+        torch.randn(batch, TOKENS, size.width, device=device),
+    )
+    models = {name: make(size).to(device) for name, make in MODELS.items()}
+    rows = {name: counted(model, inputs, dtype) for name, model in models.items()}
+    steps: dict[str, dict[str, Callable[[], object]]] = {}
+    for name, model in models.items():
+        run_ = torch.compile(model) if compiled else model
+        optimizer = torch.optim.AdamW(model.parameters())
+        steps[name] = {
+            "training": lambda run_=run_, optimizer=optimizer: train(run_, optimizer, inputs, dtype),
+            "inference": lambda run_=run_: predict(run_, inputs, dtype),
+        }
+    for what in ("training", "inference"):
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(rounds + 1):
+            for name in models:
+                seconds[name].append(timed(steps[name][what], device))
+        for name, row in rows.items():
+            passes = 3 if what == "training" else 1
+            rates = [passes * row["forward_gflop"] / each for each in seconds[name][1:]]
+            first = [passes * rows["PixArt"]["forward_gflop"] / each for each in seconds["PixArt"][1:]]
+            row[f"{what}_gflops"] = statistics.median(rates)
+            row[f"{what}_over_pixart"] = statistics.median(a / b for a, b in zip(rates, first, strict=True))
+            row[f"{what}_spread"] = statistics.pstdev(rates) / statistics.mean(rates)
+    about = {**size.__dict__, "batch": batch, "dtype": dtype, "compiled": compiled}
+    return [{"model": name, **about, **row} for name, row in rows.items()]
+
+
+def counted(model: Denoiser, inputs: tuple[Tensor, ...], dtype: str) -> Row:
+    """Parameters, operations of a forward pass, and bytes of a training step."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention as matrix products
+        predict(model, inputs, dtype)
+    parameters = sum(p.numel() for p in model.parameters())
+    kept = kept_bytes(lambda: computed(model, inputs, dtype))
+    return {
+        "parameters": parameters,
+        "forward_gflop": counter.get_total_flops() / 1e9,
+        "peak_mb": (BYTES_OF_STATES * parameters + kept) / 1e6,
+    }
+
+
+def computed(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str) -> Tensor:
+    """A prediction, in a dtype as training in mixed precision has it."""
+    with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        return model(*inputs)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str) -> Tensor:
+    """An inference step."""
+    return computed(model, inputs, dtype)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...], dtype: str) -> None:
+    """A training step: forward, backward, optimizer."""
+    loss = (computed(model, inputs, dtype) - inputs[0]).float().square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def reached(rows: list[Row]) -> dict[str, bool]:
+    """What was to be reached, at every size and setting."""
+    ours_, theirs = ([r for r in rows if r["model"] == name] for name in ("LIDiT", "PixArt"))
+    pairs = list(zip(ours_, theirs, strict=True))
+    return {
+        f"training per operation at least {TO_REACH} of PixArt's": all(
+            a["training_over_pixart"] >= TO_REACH for a, _ in pairs
+        ),
+        "no more peak memory than PixArt": all(a["peak_mb"] <= b["peak_mb"] for a, b in pairs),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| model | depth x width | dtype | compiled | M parameters | GFLOP | training GFLOP/s | over PixArt | "
+        "inference GFLOP/s | over PixArt | peak MB |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['model']} | {r['depth']} x {r['width']} | {r['dtype']} | {r['compiled']} | "
+            f"{r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | {r['training_gflops']:.1f} | {r['training_over_pixart']:.2f} | "
+            f"{r['inference_gflops']:.1f} | {r['inference_over_pixart']:.2f} | {r['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli({"run": run}, as_positional=False)
