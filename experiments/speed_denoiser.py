@@ -240,7 +240,8 @@ def table(rows: list[Row]) -> str:
     for r in rows:
         lines.append(
             f"| {r['model']} | {r['depth']} x {r['width']} | {r['dtype']} | {r['compiled']} | "
-            f"{r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | {r['training_gflops']:.1f} | {r['training_over_pixart']:.2f} | "
+            f"{r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | {r['training_gflops']:.1f} | "
+            f"{r['training_over_pixart']:.2f} | "
             f"{r['inference_gflops']:.1f} | {r['inference_over_pixart']:.2f} | {r['peak_mb']:.0f} |"
         )
     return "\n".join(lines)
