@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lidit import benchmark, cli, fit
+from lidit import benchmark, cli, fit, plan
 from lidit.arguments import parse_functions, take
 from tests.docs.conftest import NEEDS, PAGES, ROOT, Block, blocks
 
@@ -47,6 +47,10 @@ class Parsed(fit.RecipeCLI):
         pass
 
 
+class ParsedPlan(Parsed, plan.RecipeAlone):
+    """The same, with what `lidit plan` takes besides."""
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs are parsed alone."""
@@ -54,6 +58,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("arguments", "sample"):
         monkeypatch.setattr(f"lidit.{module}.call", parse)
     monkeypatch.setattr(fit, "RecipeCLI", Parsed)
+    monkeypatch.setattr(plan, "main", lambda argv: fit.run("fit", argv, ParsedPlan))
     monkeypatch.setattr(
         benchmark, "sample", lambda argv, name: parse_functions(of_benchmark(name), "", argv, {"suite"})
     )
