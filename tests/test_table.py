@@ -430,7 +430,7 @@ def test_a_row_of_the_adapters_table_adapts_the_bundled_unet(
     monkeypatch.setattr(verb, "subprocess", type("InProcess", (), {"run": staticmethod(in_this_process)}))
     recipe = yaml.safe_load((EXPERIMENTS / "configs/llmdiff_mini.yaml").read_text())
     shards = yaml.safe_load(tiny_recipe.read_text())["data"]["train"]
-    recipe["data"] |= {"train": shards, "batch_size": 16}
+    recipe["data"] |= {"train": shards, "batch_size": 8}
     recipe["trainer"] |= {"max_steps": 3}
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe))
