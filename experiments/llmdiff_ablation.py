@@ -78,7 +78,8 @@ CLAIMS = [
     for better, worse in [(ALL, BASE), (ALL, LAST), (ALL, "without the empty context")]
 ]
 SHOWN = {
-    "mini": """One seed, and a base of 4,500 steps that is far from trained: 1 % of facts hold, so the judge sees nothing.
-    By SigLIP the adapter after 500 steps is behind the base's own text encoder. Among adapters, all blocks with the
-    second attention and the empty context (-2.0) lead each of them left out (-5.6 to -6.1); the noise changes nothing."""
+    "mini": """One seed, and a base of 4,500 steps that is far from trained: 1 % of facts hold, so the judge sees
+    nothing. By SigLIP the adapter after 500 steps is behind the base's own text encoder. Among adapters, all blocks
+    with the second attention and the empty context (-2.0) lead each of them left out (-5.6 to -6.1); the noise changes
+    nothing."""
 }
