@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lidit import benchmark, cli, fit, plan
+from lidit import arguments, benchmark, cli, fit, plan, sample
 from lidit.arguments import parse_functions, take
 from tests.docs.conftest import NEEDS, PAGES, ROOT, Block, blocks
 
@@ -55,8 +55,8 @@ class ParsedPlan(Parsed, plan.RecipeAlone):
 def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs are parsed alone."""
     parse = lambda function, prog, argv: parse_functions([function], prog, argv)  # noqa: E731
-    for module in ("arguments", "sample"):
-        monkeypatch.setattr(f"lidit.{module}.call", parse)
+    for module in (arguments, sample):  # both imported before: what is imported later would keep what is put here
+        monkeypatch.setattr(module, "call", parse)
     monkeypatch.setattr(fit, "RecipeCLI", Parsed)
     monkeypatch.setattr(plan, "main", lambda argv: fit.run("fit", argv, ParsedPlan))
     monkeypatch.setattr(
