@@ -231,7 +231,8 @@ def planned(given: Namespace, model: TextToImage) -> Plan:
     text = sum(length if encoder.truncate == "never" else tokens)
     flops = FORWARD_AND_BACKWARD * backbone_flops(backbone, (side // backbone.patch) ** 2, text)
     flops += FORWARD_AND_BACKWARD * prompt_encoder_flops(encoder, length, tokens)
-    flops += sum(2 * size(llm.skeleton()) * n for llm, n in zip(loaded, length, strict=False))
+    if loaded:
+        flops += sum(2 * size(llm.skeleton()) * n for llm, n in zip(loaded, length, strict=True))
     strategy = given.trainer.strategy
     return Plan(
         parameters=size(parts),
