@@ -1,12 +1,12 @@
-"""The miniature latent diffusion model that the LLMDiff-Adapter adapts: the bundled CLIP's text tower and a U-Net.
+r"""The miniature latent diffusion model that the LLMDiff-Adapter adapts: the bundled CLIP's text tower and a U-Net.
 
 Laid out as Stable Diffusion's folders are, `text_encoder/`, `unet/` and `scheduler/`, so that diffusers reads it, too.
-The tower is the one that was trained with pictures, as Stable Diffusion's, and is frozen; the U-Net is trained by
-`lidit fit`, with the text that the tower gives:
+The tower is the one that was trained with pictures, as Stable Diffusion's, and is frozen; the U-Net is trained with the
+text that the tower gives, as the base of the adapter's table (which prints the run's folder):
 
     python -m experiments.mini_unet text_encoder
-    lidit fit --config experiments/configs/mini_unet.yaml --run runs/mini_unet --resume auto
-    python -m experiments.mini_unet bundle --checkpoint runs/mini_unet/checkpoints/latest
+    lidit table experiments/llmdiff_ablation.py run --rows "[\"the U-Net's own text encoder\"]"
+    python -m experiments.mini_unet bundle --checkpoint runs/tables/mini/RUN/seed0/checkpoints/latest --count 60
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lidit.checkpoint import read
 from lidit.objectives import DDPM
 
 OUT = "lidit/assets/unet"
+TRAINED_BY = r'''lidit table experiments/llmdiff_ablation.py run --rows "[\"the U-Net's own text encoder\"]"'''
 PLACES = {  # open_clip's names of a tower's weights, and transformers'
     "positional_embedding": "embeddings.position_embedding.weight",
     "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -107,8 +108,7 @@ def bundle(checkpoint: str, out: str = OUT, count: int = 100) -> None:
     measured = {name: score(checkpoint, name, count) for name in ("heldout", "attributes")}
     write_card(
         Path(out),
-        made_by="python -m experiments.mini_unet text_encoder; lidit fit --config experiments/configs/mini_unet.yaml; "
-        "python -m experiments.mini_unet bundle",
+        made_by=f"python -m experiments.mini_unet text_encoder; {TRAINED_BY}; python -m experiments.mini_unet bundle",
         seed=0,
         data=f"drawn 64x64 scenes; shares of {count} prompts a task of which everything holds, of attributes of facts",
         measured=measured | {"parameters": sum(p.numel() for p in unet.parameters())},

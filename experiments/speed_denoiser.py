@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.cards import versions
 from experiments.speed_data import machine
+from lidit.activations import kept_bytes
 from lidit.models.lidit import LIDiT
 from lidit.models.prompt_encoder import Text
-from lidit.plan import kept_bytes
 
 CHANNELS, TOKENS, PATCH = 16, 120, 2  # latent channels; text tokens
 BYTES_OF_STATES = 16  # of a parameter: weight, gradient and AdamW's two, in float32

@@ -7,37 +7,35 @@ keeps less than a CPU's. Buffers of NCCL and the allocator's gaps are not counte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from diffusers.models import AutoencoderKL
 from jsonargparse import ArgumentParser, Namespace
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 
 from lidit import fit
+from lidit.activations import INSTRUCTION, forward, kept_by_recomputing
 from lidit.callbacks.ema import EMA
+from lidit.callbacks.throughput import FORWARD_AND_BACKWARD
 from lidit.data.cache import has_features, has_latents
 from lidit.models.flops import backbone_flops, prompt_encoder_flops
 from lidit.models.lidit import LIDiT
-from lidit.models.llm import FrozenLLM
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.vae import FrozenVAE
 from lidit.module import TextToImage, freeze
-from lidit.parallel import BYTES_PER_PARAMETER, Parallel, units
+from lidit.parallel import BYTES_PER_PARAMETER, choose, units
 from lidit.strategy import NAME, Sharded
 
 GB = 1e9
-INSTRUCTION = 40  # tokens of template and instruction before a caption, about
 ROOM = 0.9  # of a GPU's memory that may be filled
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}  # of features
-FORWARD_AND_BACKWARD = 3  # operations of both over those of the forward pass
+CACHE = "cache features: `lidit prep precompute`, data.cache"
+RECOMPUTE = "--parallel.checkpoint_every"
 
 
 class RecipeAlone(fit.RecipeCLI):
@@ -63,8 +61,8 @@ class Plan:
     """What a recipe's memory and time depend on.
 
     Args:
-        parameters: of prompt encoder and backbone; `trained` of them get gradients.
-        trained: see there.
+        parameters: of prompt encoder and backbone.
+        trained: those of them that get gradients.
         ema: an average of the weights is kept.
         llms: bytes of the frozen LLMs that are read; none where features are cached.
         spread: bytes of those that are spread over the GPUs.
@@ -117,7 +115,7 @@ class Plan:
     def cheaper(self) -> Iterator[tuple[str, Plan]]:
         """What would take less memory, what costs least time first: the switch, and the plan with it."""
         if self.llms:
-            yield "cache features: `lidit prep precompute`, data.cache", replace(self, llms=0, spread=0)
+            yield CACHE, replace(self, llms=0, spread=0)
         if self.copies is None and self.gpus > 1:
             yield f"--trainer.strategy {NAME}", replace(self, copies=1)
         if self.copies and self.copies > 1:
@@ -130,7 +128,7 @@ class Plan:
             )
             n *= 2
         for every in (2, 1) if self.every == 0 else (1,) if self.every > 1 else ():
-            yield f"--parallel.checkpoint_every {every}", replace(self, every=every)
+            yield f"{RECOMPUTE} {every}", replace(self, every=every)
         for times in (2, 4, 8, 16, 32, 64):
             copies = 1 if self.copies is None else self.copies
             yield f"{times * self.gpus} GPUs, {NAME}", replace(self, gpus=times * self.gpus, copies=copies)
@@ -149,6 +147,7 @@ def main(argv: list[str]) -> None:
     if given.tokens is not None and given.tokens < 1:
         raise ValueError(f"--tokens {given.tokens}: a caption has at least one")
     plan = planned(given, model)
+    print(f"For pictures of {given.pixels} x {given.pixels} and captions of {given.tokens or 'max_tokens'} tokens")
     print(f"{plan.parameters / 1e6:,.1f}M parameters, {plan.trained / 1e6:,.1f}M of them trained")
     batch = plan.flops * plan.images / 1e12
     print(f"Forward and backward: {plan.flops / 1e9:,.4g} GFLOP an image, {batch:,.4g} TFLOP a batch of {plan.images}")
@@ -191,22 +190,34 @@ def verdict(plan: Plan, memory: float) -> str:
     budget = f"{ROOM:.0%} of {memory / GB:.0f} GB"
     if plan.total <= ROOM * memory:
         return f"It fits: {plan.total / GB:.1f} GB are within {budget}."
-    if found := next((switch for switch, other in plan.cheaper() if other.total <= ROOM * memory), None):
-        return f"It does not fit: {plan.total / GB:.1f} GB are above {budget}. The cheapest switch: {found}."
-    most = replace(plan, llms=0, spread=0, every=1)
-    together = next((switch for switch, other in most.cheaper() if other.total <= ROOM * memory), None)
-    return f"It does not fit: {plan.total / GB:.1f} GB are above {budget}, with any one switch. " + (
-        f"Together: cache features, --parallel.checkpoint_every 1, {together}."
-        if together
-        else "Nothing that the plan knows makes it fit; choose a smaller model."
-    )
+    said = f"It does not fit: {plan.total / GB:.1f} GB are above {budget}"
+    switches = enough(plan, ROOM * memory)
+    if not switches:
+        return f"{said}. Nothing that the plan knows makes it fit; choose a smaller model."
+    if len(switches) == 1:
+        return f"{said}. The cheapest switch: {switches[0]}."
+    return f"{said}, with any one switch. Together: {'; '.join(switches)}."
+
+
+def enough(plan: Plan, budget: float) -> list[str]:
+    """What makes a plan that does not fit fit: one switch, or another after caching and recomputing; none: nothing."""
+    taken: list[str] = []
+    while True:
+        if found := next((switch for switch, other in plan.cheaper() if other.total <= budget), None):
+            return [*taken, found]
+        if plan.llms:
+            taken, plan = [*taken, CACHE], replace(plan, llms=0, spread=0)
+        elif plan.every != 1:
+            taken, plan = [*taken, f"{RECOMPUTE} 1"], replace(plan, every=1)
+        else:
+            return []
 
 
 def planned(given: Namespace, model: TextToImage) -> Plan:
     """Build a recipe's model without memory, and measure it.
 
     Args:
-        given: the recipe, its classes instantiated, with `pixels` and `tokens`.
+        given: the recipe, its classes instantiated, with `pixels`, `tokens` and `gpu_memory`.
         model: the recipe's.
 
     Raises:
@@ -233,11 +244,15 @@ def planned(given: Namespace, model: TextToImage) -> Plan:
     flops += FORWARD_AND_BACKWARD * prompt_encoder_flops(encoder, length, tokens)
     if loaded:
         flops += sum(2 * size(llm.skeleton()) * n for llm, n in zip(loaded, length, strict=True))
-    strategy = given.trainer.strategy
+    weights, gpus = size(parts), ranks(given.trainer)
+    ema = any(isinstance(callback, EMA) for callback in given.trainer.callbacks or [])
+    strategy, whole = given.trainer.strategy, sum(llm.nbytes for llm in loaded if not llm.sharded)
+    if strategy == "auto" and gpus > 1:
+        strategy, _ = choose(weights, ema, int(given.gpu_memory * GB), whole)  # as `lidit fit` does
     return Plan(
-        parameters=size(parts),
+        parameters=weights,
         trained=sum(p.numel() for p in parts.parameters() if p.requires_grad),
-        ema=any(isinstance(callback, EMA) for callback in given.trainer.callbacks or []),
+        ema=ema,
         llms=sum(llm.nbytes for llm in loaded),
         spread=sum(llm.nbytes for llm in loaded if llm.sharded),
         vae=0 if has_latents(given.data.cache) else vae_bytes(model.vae),
@@ -246,35 +261,9 @@ def planned(given: Namespace, model: TextToImage) -> Plan:
         flops=flops,
         images=given.data.batch_size,
         every=given.parallel.checkpoint_every,
-        gpus=ranks(given.trainer),
+        gpus=gpus,
         copies=strategy.replicate if isinstance(strategy, Sharded) else 1 if strategy == NAME else None,
     )
-
-
-def kept_by_recomputing(
-    backbone: LIDiT, encoder: PromptEncoder, run: Callable[[int], Tensor], intervals: set[int]
-) -> dict[int, tuple[int, int]]:
-    """Bytes that autograd keeps, where every n-th block is recomputed: whatever the images, and of each image.
-
-    Args:
-        backbone: what is checkpointed.
-        encoder: of the text.
-        run: a forward pass with a number of images.
-        intervals: n; 0: no block.
-    """
-    encoder.eval()  # in training, whitening's first batches choose tokens by values
-    whole = [block.forward for block in backbone.blocks]
-    kept: dict[int, tuple[int, int]] = {}
-    for every in sorted(intervals):
-        Parallel(checkpoint_every=every).apply(backbone)
-        one, two = (kept_bytes(partial(run, images)) for images in (1, 2))
-        fixed, image = 2 * one - two, two - one
-        if every:  # one of the recomputed blocks is whole at a time
-            image += (kept[0][1] - image) // len(backbone.blocks[::every])
-        kept[every] = (fixed, image)
-        for block, original in zip(backbone.blocks, whole, strict=True):
-            block.forward = original
-    return kept
 
 
 def size(module: nn.Module) -> int:
@@ -293,48 +282,3 @@ def vae_bytes(vae: FrozenVAE) -> int:
     """Bytes of a VAE's weights, from its config alone."""
     with torch.device("meta"):
         return size(AutoencoderKL.from_config(vae.config)) * getattr(torch, vae.dtype).itemsize
-
-
-def forward(
-    backbone: LIDiT,
-    encoder: PromptEncoder,
-    llms: list[FrozenLLM],
-    tokens: list[int],
-    side: int,
-    bf16: bool,
-    images: int,
-) -> Tensor:
-    """A pass as in training, with captions of the given lengths."""
-    t = torch.rand(images)
-    features = [
-        (
-            torch.randn(images, INSTRUCTION + n, llm.width).to(DTYPES[llm.dtype]),
-            torch.ones(images, INSTRUCTION + n, dtype=torch.bool),
-            torch.full((images,), INSTRUCTION),
-        )
-        for llm, n in zip(llms, tokens, strict=True)
-    ]
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), patch("lidit.models.prompt_encoder.truncate", cut):
-        return backbone(torch.randn(images, backbone.patchify.in_channels, side, side), t, encoder(features, t))
-
-
-def cut(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """As `prompt_encoder.truncate` for captions of equal length: how many tokens are kept depends on no value."""
-    return x[:, INSTRUCTION:], kept[:, INSTRUCTION:]
-
-
-def kept_bytes(run: Callable[[], Tensor]) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass; each storage counts once, parameters do not."""
-    sizes: dict[int, int] = {}
-    alive = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            sizes[storage._cdata] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(sizes.values())

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from lidit.activations import INSTRUCTION
 from lidit.cli import main
 from lidit.parallel import Parallel
-from lidit.plan import GB, INSTRUCTION, Plan, planned, read, verdict
+from lidit.plan import GB, Plan, planned, read, verdict
 
 CONFIGS = Path(__file__).parents[1] / "experiments/configs"
 MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backbone.init_args.depth", "2"]
@@ -26,6 +27,7 @@ def plan(*words: str) -> Plan:
 def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", *MINI, "--gpus", "[1, 2]"]) == 0
     said = capsys.readouterr().out
+    assert "For pictures of 64 x 64 and captions of max_tokens tokens" in said
     assert "M parameters" in said
     assert "TFLOP a batch of 128" in said
     assert "recipe: 1" in said
@@ -110,6 +112,16 @@ def test_the_cheapest_switch_that_is_enough_is_named() -> None:
     assert "Nothing that the plan knows" in verdict(both, 1 * GB)
 
 
+def test_of_several_switches_only_those_that_are_needed_are_named() -> None:
+    gigabytes = {0: (0, int(60 * GB)), 1: (0, int(40 * GB)), 2: (0, int(50 * GB))}
+    plan_ = replace(plan("--data.batch_size", "64"), images=1, llms=int(30 * GB), kept=gigabytes)
+    assert verdict(plan_, 60 * GB).endswith("Together: cache features: `lidit prep precompute`, data.cache; "
+                                            "--parallel.checkpoint_every 2.")  # fmt: skip
+    recomputed = replace(plan_, every=1, parameters=int(10 * GB), trained=int(10 * GB))
+    assert "Together: cache features" in verdict(recomputed, 40 * GB)
+    assert "checkpoint_every" not in verdict(recomputed, 40 * GB)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -128,6 +140,12 @@ def test_numbers_that_make_no_sense_are_refused(words: list[str], said: str, cap
 def test_a_unet_is_not_counted(capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", "--config", str(CONFIGS / "mini_unet.yaml")]) == 1
     assert "counts LIDiT with PromptEncoder; the recipe names UNet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("memory", "copies"), [("80", None), ("0.01", 1)])
+def test_where_the_strategy_is_left_open_it_is_the_one_that_fit_takes(memory: str, copies: int | None) -> None:
+    words = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--gpu_memory", memory]
+    assert plan(*words).copies == copies
 
 
 def test_a_recipe_for_gpus_is_planned_without_one(capsys: pytest.CaptureFixture) -> None:

@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lidit.fit import run
 from lidit.parallel import BYTES_PER_PARAMETER, choose, shard, units
-from lidit.plan import GB, planned, read, verdict
+from lidit.plan import GB, planned, read
 from lidit.plan import ranks as ranks_of
 from lidit.strategy import Sharded
 
@@ -67,7 +67,7 @@ def test_the_expected_memory_is_the_one_that_is_counted_and_fits(names: tuple[st
     plan = planned(*read([*words(names), "--pixels", PIXELS[names[-1]]]))
     stated = re.search(r"Expected per GPU: (\d+) GB", overlay(names).read_text())
     assert int(stated[1]) == pytest.approx(plan.total / GB, abs=1)
-    assert verdict(plan, GPU).startswith("It fits")
+    assert plan.total < 0.7 * GPU  # what NCCL and the allocator take is not counted
 
 
 @pytest.fixture
