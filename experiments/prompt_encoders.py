@@ -46,11 +46,12 @@ COLUMNS = {
 }
 CLAIMS = [("li-dit", "plain", "attributes"), ("norm-average", "plain", "attributes")]  # the paper's; arXiv 2506.08210
 SHOWN = {
-    "mini": """One seed. What 240 pictures of one seed can tell apart is about three points of attributes. Both orders that
-    are claimed elsewhere hold: li-dit and norm-average over plain. By attributes the ten fall into two groups: lumina,
-    krea, kandinsky, hunyuan, norm-average and li-dit (23 to 27), and sana, layerwise, plain, layer-mix (19 to 20), which
-    have no refiner; of those without one only norm-average is in the first. On held-out fit, the finer measure, the
-    presets that refine lead (hunyuan, lumina, li-dit), plain is last, and what reads more layers without refining is
-    between. Nine of ten draw the first quarter of a list better than the last. Milliseconds were taken on two cores
-    that did other things too; only large differences mean something."""
+    "mini": """One seed. What 240 pictures of one seed can tell apart is about three points of attributes. Both orders
+    that are claimed elsewhere hold: li-dit and norm-average over plain. By attributes the ten fall into two groups:
+    lumina, krea, kandinsky, hunyuan, norm-average and li-dit (23 to 27), and sana, layerwise, plain and layer-mix
+    (19 to 20), which have no refiner; of those without one only norm-average is in the first. On held-out fit, the
+    finer measure, hunyuan, lumina and li-dit lead, plain is last, and all others that refine (kandinsky, krea) lie
+    above those that read several layers without refining (norm-average, layer-mix, layerwise). Nine of ten draw the
+    first quarter of a list better than the last. Milliseconds were taken on two cores that did other things too; only
+    large differences mean something."""
 }
