@@ -1,0 +1,188 @@
+"""What reading a prompt costs, and what is saved of it.
+
+An LLM of the size asked for, with random weights and a bundled tokenizer, reads captions of the miniature world:
+
+- as a user of transformers would have it: the whole model, all hidden states, one of which is taken;
+- stopped at the tapped block, as `FrozenLLM` is: (L - 2) / L of the blocks and no head; with the instruction, which all
+  prompts share, read for each prompt, and read once;
+- with captions in order of length, as `lidit prep precompute` reads them, or as they come.
+
+Each is timed in turn, several rounds in one process, and compared within each round. Then the prompt encoder's share of
+LI-DiT-1B: operations counted, and seconds of one forward pass of each part on this machine.
+
+    python -m experiments.speed_prompt_encoding run --out experiments/results/speed_prompt_encoding.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+from experiments.cards import versions
+from experiments.speed_data import machine
+from lidit.activations import INSTRUCTION
+from lidit.assets import resolve
+from lidit.models.flops import backbone_flops, prompt_encoder_flops
+from lidit.models.lidit import LIDiT
+from lidit.models.llm import FrozenLLM
+from lidit.models.prompt_encoder import PromptEncoder
+from lidit.scenes import benchmarks
+
+Found = dict[str, Any]
+LLM_PARAMETERS = (6.54e9, 6.07e9)  # of the 30 blocks of LLaMA3-8B and Qwen1.5-7B up to the tapped state
+TOKENS = 120  # of a caption, at 1B
+IMAGE_TOKENS = 256  # of 256 px
+
+
+def run(
+    out: str,
+    width: int = 512,
+    depth: int = 24,
+    prompts: int = 64,
+    batch_size: int = 16,
+    rounds: int = 5,
+    backbone: tuple[int, int] = (28, 1152),
+) -> None:
+    """Time and count, print both and write them as JSON.
+
+    Args:
+        out: JSON file to write.
+        width: of the LLM.
+        depth: of the LLM, in blocks.
+        prompts: short and dense captions.
+        batch_size: of them at once.
+        rounds: of each way in turn, after one that does not count.
+        backbone: depth and width of the transformer that reads the text.
+    """
+    settings, at_start = dict(locals()), machine()
+    with tempfile.TemporaryDirectory(prefix="lidit-speed-") as name:
+        reading = read_in_turn(Path(name), width, depth, prompts, batch_size, rounds)
+    found = {"machine": at_start, "versions": versions("torch", "transformers"), "settings": settings}
+    found |= {"reading": reading, "share": shares(*backbone, rounds)}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    Path(out).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read_in_turn(folder: Path, width: int, depth: int, count: int, batch_size: int, rounds: int) -> list[Found]:
+    """Captions a second of each way, over the first, and bytes of weights."""
+    made(folder, width, depth)
+    texts = [q.text for name in ("attributes", "dense") for q in benchmarks.prompts(name, count, 0)[: count // 2]]
+    mixed = [texts[i] for i in torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()]
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    stopped = FrozenLLM(str(folder), dtype="float32").load()
+    apart = Apart(str(folder), dtype="float32").load()
+    ways: dict[str, tuple[Callable[[list[str]], object], list[str], float]] = {
+        "the whole model": (lambda batch: all_states(whole, stopped, batch), mixed, size(whole)),
+        "stopped at the tapped block": (apart, mixed, stopped.nbytes),
+        "and the instruction once": (stopped, mixed, stopped.nbytes),
+        "and sorted by length": (stopped, sorted(mixed, key=len), stopped.nbytes),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, (read, captions, _) in ways.items():
+            start = time.perf_counter()
+            for i in range(0, len(captions), batch_size):
+                read(captions[i : i + batch_size])
+            seconds[name].append(time.perf_counter() - start)
+    rows = []
+    for name, (_, captions, weights) in ways.items():
+        ratios = [a / b for a, b in zip(seconds["the whole model"][1:], seconds[name][1:], strict=True)]
+        rate = len(captions) / statistics.median(seconds[name][1:])
+        rows.append({"way": name, "captions_per_second": rate, "over_whole": statistics.median(ratios)})
+        rows[-1] |= {"spread": statistics.pstdev(ratios), "weights_mb": weights / 1e6}
+        print(f"{name}: {rate:.1f} captions a second, {rows[-1]['over_whole']:.2f} times, {weights / 1e6:.0f} MB")
+    return rows
+
+
+class Apart(FrozenLLM):
+    """Reads the instruction again for each prompt."""
+
+    def _shared(self, splits: list) -> int:
+        return 0
+
+
+def made(folder: Path, width: int, depth: int) -> None:
+    """Write an LLM with random weights."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve("bundled:llava_qwen"))
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=depth,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def all_states(model: Any, llm: FrozenLLM, batch: list[str]) -> Tensor:
+    """The tapped hidden state of a whole model's."""
+    ids, mask, _ = llm._pad([llm.prompts.split(prompt) for prompt in batch])
+    return model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states[llm.layer]
+
+
+def size(model: torch.nn.Module) -> int:
+    """Bytes of the weights."""
+    return sum(p.numel() * p.itemsize for p in model.parameters())
+
+
+def shares(depth: int, width: int, rounds: int) -> Found:
+    """The prompt encoder's part of a model whose text comes from two LLMs of width 4096, counted and measured."""
+    backbone, encoder = LIDiT(16, depth, width), PromptEncoder([4096, 4096], width)
+    kept, tokens = [TOKENS] * 2, [INSTRUCTION + TOKENS] * 2
+    counted = {
+        "LLMs": sum(2 * parameters * tokens[0] for parameters in LLM_PARAMETERS),
+        "prompt encoder": prompt_encoder_flops(encoder, tokens, kept),
+        "backbone": backbone_flops(backbone, IMAGE_TOKENS, sum(kept)),
+    }
+    mask = torch.ones(1, tokens[0], dtype=torch.bool)
+    features = [(torch.randn(1, tokens[0], 4096), mask, torch.tensor([INSTRUCTION]))] * 2
+    side = 2 * int(IMAGE_TOKENS**0.5)
+    latent, t = torch.randn(1, 16, side, side), torch.rand(1)
+    with torch.no_grad():
+        text = encoder(features, t)
+        seconds = {
+            "prompt encoder": once(lambda: encoder(features, t), rounds),
+            "backbone": once(lambda: backbone(latent, t, text), rounds),
+        }
+    step = counted["prompt encoder"] + counted["backbone"]
+    found = {
+        "gflop_of_a_forward_pass": {name: value / 1e9 for name, value in counted.items()},
+        "seconds_of_a_forward_pass": seconds,
+        "counted_of_a_sampling_step": counted["prompt encoder"] / step,
+        "measured_of_a_sampling_step": seconds["prompt encoder"] / sum(seconds.values()),
+        "counted_of_a_training_step_with_cache": counted["prompt encoder"] / step,
+        "counted_of_a_training_step_without": (counted["LLMs"] + 3 * counted["prompt encoder"])
+        / (counted["LLMs"] + 3 * step),
+        "counted_over_25_steps_computed_once": counted["prompt encoder"]
+        / (counted["prompt encoder"] + 25 * counted["backbone"]),
+    }
+    print(json.dumps(found, indent=1))
+    return found
+
+
+def once(step: Callable[[], object], rounds: int) -> float:
+    """Median seconds of a step, after one that does not count."""
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli({"run": run}, as_positional=False)
