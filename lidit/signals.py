@@ -20,7 +20,6 @@ _before: dict[int, object] = {}  # what handled them otherwise; empty: nothing i
 @contextmanager
 def remembered() -> Iterator[None]:
     """Within this, signals are remembered; begin it before heavy imports, since one that comes earlier kills."""
-    _received.clear()
     _before.update({number: signal.signal(number, _remember) for number in SIGNALS})
     try:
         yield
@@ -36,7 +35,7 @@ def keep() -> None:
 
 def release() -> None:
     """Nobody will look: let signals do what they do otherwise, also those that have come already."""
-    received = _received[:1] if _before else []
+    received = _received[:1]
     _restore()
     for number in received:
         os.kill(os.getpid(), number)
@@ -55,3 +54,4 @@ def _restore() -> None:
     for number, handler in _before.items():
         signal.signal(number, handler)
     _before.clear()
+    _received.clear()  # or a later run of this process would take them for its own

@@ -117,9 +117,9 @@ def test_of_several_switches_only_those_that_are_needed_are_named() -> None:
     plan_ = replace(plan("--data.batch_size", "64"), images=1, llms=int(30 * GB), kept=gigabytes)
     assert verdict(plan_, 60 * GB).endswith("Together: cache features: `lidit prep precompute`, data.cache; "
                                             "--parallel.checkpoint_every 2.")  # fmt: skip
-    recomputed = replace(plan_, every=1, parameters=int(10 * GB), trained=int(10 * GB))
-    assert "Together: cache features" in verdict(recomputed, 40 * GB)
-    assert "checkpoint_every" not in verdict(recomputed, 40 * GB)
+    recomputed = replace(plan_, every=1, parameters=int(GB), trained=int(GB), kept={1: (0, int(20 * GB))})
+    assert "Together: cache features" in verdict(recomputed, 30 * GB)
+    assert "checkpoint_every" not in verdict(recomputed, 30 * GB)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_a_signal_is_remembered_and_nothing_else() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert signals.received() == ["SIGTERM", "SIGUSR1"]
     assert signal.getsignal(signal.SIGTERM) is before
+    assert signals.received() == []  # a later run of this process was not told to stop
 
 
 def test_a_run_that_nobody_would_stop_ends_by_the_signal() -> None:
