@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from experiments.cards import versions
 from experiments.speed_data import machine
-from experiments.speed_denoiser import Size, pixart, timed, train
+from experiments.speed_denoiser import Size, compile_blocks, pixart, timed, train
 from lidit.activations import INSTRUCTION
 from lidit.callbacks.throughput import FORWARD_AND_BACKWARD
 from lidit.models.flops import backbone_flops, prompt_encoder_flops
@@ -122,8 +122,7 @@ def measured(setting: Setting, size: tuple[int, int, int], device: torch.device,
             model: Any = pixart(Size(depth, width, heads, side))
             inputs, flops = (x, t, torch.randn(batch, 2 * TOKENS, width)), None
             if setting.compiled:
-                for block in model.model.transformer_blocks:
-                    block.compile()
+                compile_blocks(model.model)
         else:
             model = Whole(depth, width, heads)
             inputs = (x, t, *(torch.randn(batch, INSTRUCTION + TOKENS, e, dtype=torch.bfloat16) for e in LLM_WIDTHS))
