@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from lidit.models.adapter import AdaptedUNet
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
 from lidit.models.llmdiff import LLMDiffEncoder
-from lidit.models.prompt_encoder import Features, PromptEncoder
+from lidit.models.prompt_encoder import Features, Kept, PromptEncoder, Text
 from lidit.models.unet import UNet
 from lidit.models.vae import FrozenVAE
 from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
@@ -179,6 +180,18 @@ class TextToImage(LightningModule):
     def predict(self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], features: list[Features]) -> Tensor:
         """The objective's prediction; the refiners' gates read the time, so the text is encoded for every t."""
         return self.backbone(x_t, t, self.prompt_encoder(features, t))
+
+    def predictor(self, features: list[Features]) -> Callable[[Tensor, Tensor], Tensor]:
+        """`predict` of given prompts, to be asked at many times; a text that is the same at all is encoded once."""
+        if not self.prompt_encoder.timeless:
+            return lambda x_t, t: self.predict(x_t, t, features)
+
+        @cache
+        def text() -> Text:
+            b = len(features[0][0])
+            return self.prompt_encoder(features, torch.zeros(b, device=self.device))._replace(kept=Kept())
+
+        return lambda x_t, t: self.backbone(x_t, t, text())
 
     def loss(self, batch: Batch, generator: Draws = None) -> tuple[Tensor, Tensor]:
         """Per-sample loss (b) and the times (b) it was taken at."""

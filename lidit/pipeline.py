@@ -82,12 +82,7 @@ class Pipeline:
         model, b = self.model, len(prompts)
         features = model.encode_prompts([*prompts, *[""] * b])
         with_text = [(tokens[:b], mask[:b], start[:b]) for tokens, mask, start in features]
-        predict = guided(
-            lambda x, t: model.predict(x, t, features),
-            lambda x, t: model.predict(x, t, with_text),
-            guidance,
-            interval,
-        )
+        predict = guided(model.predictor(features), model.predictor(with_text), guidance, interval)
         objective = model.objective
         name = sampler or ("euler" if objective.predicts == "velocity" else "ddim")
         draw = sampler_for(name, objective.predicts, objective.alpha_sigma)

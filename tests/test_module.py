@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lidit.cli import main
 from lidit.data.datamodule import Batch
+from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
 from lidit.pipeline import Pipeline, build, read
 
@@ -203,6 +204,24 @@ def test_features_made_before_give_the_loss_of_prompts_encoded_now(tiny_checkpoi
 @pytest.fixture
 def unbuilt(checkpoint: dict) -> TextToImage:
     return build({key: value for key, value in checkpoint["hyper_parameters"].items() if not key.startswith("_")})
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@torch.no_grad()
+def test_text_that_is_the_same_at_every_time_is_encoded_once(tiny_checkpoint: Path, timed: bool) -> None:
+    model = TextToImage.load_from_checkpoint(tiny_checkpoint).eval()
+    if not timed:
+        widths = [pool.in_features for pool in model.prompt_encoder.pool]
+        model.prompt_encoder = PromptEncoder(widths, model.backbone.width, refiner_depth=0, fusion="concat").eval()
+    features = model.encode_prompts(["a red circle", "a blue square"])
+    x, t, calls = torch.randn(2, 4, 4, 4), torch.tensor([0.75, 0.75]), []
+    expected = [model.predict(x, time, features) for time in (t, t / 2)]
+    assert (expected[0] - expected[1]).abs().max() > 0
+    model.prompt_encoder.register_forward_hook(lambda *_: calls.append(1))
+    predict = model.predictor(features)
+    for time, prediction in zip((t, t / 2), expected, strict=True):
+        torch.testing.assert_close(predict(x, time), prediction)
+    assert len(calls) == (2 if timed else 1)
 
 
 def test_nothing_is_built_before_training_asks_for_it(unbuilt: TextToImage) -> None:

@@ -92,15 +92,29 @@ class Attention(nn.Module):
         x: Float[Tensor, "b q d"],
         context: Float[Tensor, "b k d"] | None = None,
         mask: Bool[Tensor, "b 1 #q k"] | None = None,
+        kept: list[Tensor] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Attend from x to the context (to x itself without one); `mask` is True where a key may be seen."""
+        """Attend from x to the context (to x itself without one).
+
+        Args:
+            x: what asks.
+            context: what is read.
+            mask: True where a key may be seen.
+            kept: keys and values of the same context from an earlier call; empty: it is filled.
+        """
         query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # b heads q d/heads
-        both = self.key_value(x if context is None else context).unflatten(-1, (2, self.heads, -1))
-        key, value = both.permute(2, 0, 3, 1, 4)
-        query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
-        if self.positions:
-            query, key = rotary(query), rotary(key)
+        key, value = kept or self._keys_values(x if context is None else context)
+        if kept is not None and not kept:
+            kept.extend((key, value))
+        query = self.query_norm(query).to(value.dtype)
+        query = rotary(query) if self.positions else query
         return self.out(_attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+    def _keys_values(self, context: Float[Tensor, "b k d"]) -> tuple[Tensor, Tensor]:
+        """Each (b heads k d/heads)."""
+        key, value = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key = self.key_norm(key).to(value.dtype)
+        return (rotary(key) if self.positions else key), value
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

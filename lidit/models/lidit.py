@@ -51,11 +51,13 @@ class LIDiTBlock(nn.Module):
         text: Float[Tensor, "b l d"],
         visible: Bool[Tensor, "b 1 1 l"],
         condition: Float[Tensor, "b d"],
+        kept: list[Tensor] | None = None,
     ) -> Float[Tensor, "b n d"]:
         vectors = self.modulation(condition).chunk(9, 1)
         shift_s, scale_s, gate_s, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = vectors
         x = x + gate_s[:, None] * self.self_attention(modulate(self.self_norm(x), shift_s, scale_s))
-        x = x + gate_c[:, None] * self.cross_attention(modulate(self.cross_norm(x), shift_c, scale_c), text, visible)
+        asking = modulate(self.cross_norm(x), shift_c, scale_c)
+        x = x + gate_c[:, None] * self.cross_attention(asking, text, visible, kept)
         return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
 
 
@@ -128,7 +130,8 @@ class LIDiT(nn.Module):
         tokens, visible = self.text_norm(text.tokens.unflatten(-1, (-1, self.width))), text.mask[:, None, None]
         for i, block in enumerate(self.blocks):
             level = i * tokens.shape[2] // len(self.blocks)  # the text has one, but for `levels.PerBlock`
-            x = block(x, tokens[:, :, level], visible, condition)
+            kept = text.kept.of_block[i] if text.kept else None
+            x = block(x, tokens[:, :, level], visible, condition, kept)
         shift, scale = self.final_modulation(condition).chunk(2, 1)
         x = self.final(modulate(self.final_norm(x), shift, scale))
         x = x.unflatten(1, (rows, -1)).unflatten(-1, (self.patch, self.patch, -1))  # b h/p w/p p p c

@@ -7,6 +7,7 @@ online prompts are the same code.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -21,12 +22,24 @@ from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, Linguistic
 Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]  # tokens, mask, prompt_start
 
 
+class Kept:
+    """Keys and values that each block has made of a text, so that they are made once; a plain object, which FSDP2
+    hands on as it is."""
+
+    def __init__(self) -> None:
+        self.of_block: dict[int, list[Tensor]] = defaultdict(list)
+
+
 class Text(NamedTuple):
-    """What a backbone reads: tokens, which of them are valid, and one vector for modulation."""
+    """What a backbone reads: tokens, which of them are valid, and one vector for modulation.
+
+    `kept` is there where the same text is read at many times, without gradients.
+    """
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
     pooled: Float[Tensor, "b d"]
+    kept: Kept | None = None
 
 
 def truncate(
@@ -170,7 +183,7 @@ class PromptEncoder(nn.Module):
 
     @property
     def timeless(self) -> bool:
-        """Whether the text is the same at every time, so that it could be computed once per prompt."""
+        """Whether the text is the same at every time, so that sampling computes it once per prompt."""
         return self.time is None
 
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from lidit.models.layers import Attention
 from lidit.models.lidit import LIDiT, LIDiTBlock
-from lidit.models.prompt_encoder import Features, PromptEncoder, Text
+from lidit.models.prompt_encoder import Features, Kept, PromptEncoder, Text
 from lidit.objectives import RectifiedFlow
+from lidit.parallel import Parallel
 
 CHANNELS, WIDTH, HEADS = 4, 32, 4
 
@@ -54,6 +55,21 @@ def test_latents_of_any_size_and_aspect_pass_through_the_same_weights(size: tupl
     prediction = backbone()(x, times(), text())
     assert prediction.shape == x.shape
     assert prediction.isfinite().all()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_keys_and_values_of_a_kept_text_are_made_once(compiled: bool) -> None:
+    model, calls = backbone(), []
+    x, kept = randn(2, CHANNELS, 8, 12), text()._replace(kept=Kept())
+    expected = [model(x, t * times(), text()) for t in (1.0, 0.5)]
+    for block in model.blocks:
+        block.cross_attention.key_value.register_forward_hook(lambda *_: calls.append(1))
+    if compiled:
+        Parallel(compile=True, compile_backend="eager").apply(model)
+    for t, prediction in zip((1.0, 0.5), expected, strict=True):
+        torch.testing.assert_close(model(x, t * times(), kept), prediction)
+    assert len(calls) == len(model.blocks)
 
 
 def test_the_output_is_zero_at_initialisation() -> None:
