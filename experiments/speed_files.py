@@ -48,14 +48,14 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def write_shards(folder: Path, samples: list[dict[str, bytes]]) -> None:
-    """Tars of these files and a caption each, with an index where there are images."""
+    """Tars of these files, a caption for those without, and an index where there are images."""
     folder.mkdir(parents=True)
     caption = json.dumps({"caption": "a smooth field of colours with some grain, as a photograph has it"}).encode()
-    for shard in range(SHARDS):
+    for shard in range(min(SHARDS, len(samples))):
         tar = folder / f"{shard:05d}.tar"
         with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
             for i in range(shard, len(samples), SHARDS):
-                for kind, data in (samples[i] | {"json": caption}).items():
+                for kind, data in ({"json": caption} | samples[i]).items():
                     info = tarfile.TarInfo(f"{i:08d}.{kind}")
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))

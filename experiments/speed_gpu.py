@@ -34,7 +34,7 @@ from lidit.parallel import Parallel, shard, units
 
 Found = dict[str, Any]
 CHANNELS, LLM_WIDTHS, TOKENS, PIXELS = 16, [4096, 4096], 120, 8  # of latent; of features; of captions; a latent's side
-WIDTH_10B, HEADS_10B = 4096, 32
+WIDTH_10B, HEADS_10B = 2816, 44  # Table 7
 
 
 @dataclass(frozen=True)

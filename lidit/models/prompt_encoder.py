@@ -23,8 +23,7 @@ Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]
 
 
 class Kept:
-    """Keys and values that each block has made of a text, so that they are made once; a plain object, which FSDP2
-    hands on as it is."""
+    """Keys and values that each block has made of a text, by its number; no dict itself, which FSDP2 would copy."""
 
     def __init__(self) -> None:
         self.of_block: dict[int, list[Tensor]] = defaultdict(list)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from experiments.speed_prompt_encoding import Apart, all_states, made, run, size
+from experiments.speed_prompt_encoding import Apart, all_states, cached, made, run, size
 from lidit.models.llm import FrozenLLM
 
 
@@ -19,6 +19,8 @@ def test_all_ways_read_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(apart(prompts)[0], features)
     torch.testing.assert_close(all_states(whole, llm, prompts)[mask], features[mask])
     assert size(whole) > llm.nbytes
+    ((kept, _, _),) = cached(tmp_path / "cached", llm, prompts[::-1])(prompts)
+    torch.testing.assert_close(kept[mask].float(), features[mask], rtol=0.01, atol=0.01)  # bfloat16
 
 
 def test_ways_are_timed_and_shares_counted(tmp_path: Path) -> None:
