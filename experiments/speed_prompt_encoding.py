@@ -9,8 +9,8 @@ An LLM of the size asked for, with random weights and a bundled tokenizer, reads
 - from a cache that `lidit prep precompute` has written.
 
 Each is timed in turn, several rounds in one process, and compared within each round. Then the prompt encoder's share of
-LI-DiT-1B: operations counted, and seconds of one forward pass of each part on this machine. LI-DiT's text depends on the
-time; where a preset's does not, sampling encodes it once and keeps each block's keys and values.
+LI-DiT-1B: operations counted, and seconds of one forward pass of each part on this machine. LI-DiT's text depends on
+the time; where a preset's does not, sampling encodes it once and keeps each block's keys and values.
 
     python -m experiments.speed_prompt_encoding run --out experiments/results/speed_prompt_encoding.json
 """
