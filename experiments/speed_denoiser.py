@@ -155,6 +155,7 @@ def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, dev
     for name, model in models.items():
         if compiled:
             compile_blocks(model.model)
+            rows[name]["peak_mb"] = None  # hooks on what autograd keeps do not see into compiled blocks
         optimizer = torch.optim.AdamW(model.parameters())
         steps[name] = {
             "training": lambda model=model, optimizer=optimizer: train(model, optimizer, inputs, dtype),
@@ -227,15 +228,12 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 
 
 def reached(rows: list[Row]) -> dict[str, bool]:
-    """What was to be reached, at every size and setting."""
+    """What was to be reached, at every size and setting that it was measured at."""
     ours_, theirs = ([r for r in rows if r["model"] == name] for name in ("LIDiT", "PixArt"))
-    pairs = list(zip(ours_, theirs, strict=True))
-    return {
-        f"training per operation at least {TO_REACH} of PixArt's": all(
-            a["training_over_pixart"] >= TO_REACH for a, _ in pairs
-        ),
-        "no more peak memory than PixArt": all(a["peak_mb"] <= b["peak_mb"] for a, b in pairs),
-    }
+    speeds = [row["training_over_pixart"] >= TO_REACH for row in ours_]
+    found = {f"training per operation at least {TO_REACH} of PixArt's": all(speeds)}
+    memories = [a["peak_mb"] <= b["peak_mb"] for a, b in zip(ours_, theirs, strict=True) if a["peak_mb"] is not None]
+    return found | ({"no more peak memory than PixArt": all(memories)} if memories else {})
 
 
 def table(rows: list[Row]) -> str:
@@ -246,11 +244,12 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in rows:
+        peak = "" if r["peak_mb"] is None else f"{r['peak_mb']:.0f}"
         lines.append(
             f"| {r['model']} | {r['depth']} x {r['width']} | {r['dtype']} | {r['compiled']} | "
             f"{r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | {r['training_gflops']:.1f} | "
             f"{r['training_over_pixart']:.2f} | "
-            f"{r['inference_gflops']:.1f} | {r['inference_over_pixart']:.2f} | {r['peak_mb']:.0f} |"
+            f"{r['inference_gflops']:.1f} | {r['inference_over_pixart']:.2f} | {peak} |"
         )
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -120,3 +121,24 @@ def test_a_page_names_no_registry_and_no_path_of_a_machine(page: Path) -> None:
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def measured(name: str) -> dict:
+    return json.loads((ROOT / f"experiments/results/speed_{name}.json").read_text())
+
+
+def test_speeds_are_those_that_were_measured() -> None:
+    rows = [
+        f"| {r['model']} | {r['depth']} x {r['width']} | {'yes' if r['compiled'] else 'no'} | "
+        f"{r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | {r['training_over_pixart']:.2f} | "
+        f"{r['inference_over_pixart']:.2f} | "
+        for r in measured("denoiser")["rows"] + measured("denoiser_compiled")["rows"]
+    ]
+    rows += [
+        f"| {r['way']} | {r['captions_per_second']:.1f} | {r['over_whole']:.2f} | {r['weights_mb']:.0f} |"
+        for r in measured("prompt_encoding")["reading"]
+    ]
+    rows += [f"{r['attributes']:.1%}".replace("%", " %") for r in measured("sampling")["quality"]]
+    rows += [f"{measured('loop')['overhead']:.1%}".replace("%", " %")]
+    page = (DOCS / "speed.md").read_text()
+    assert [row for row in rows if row not in page] == []

@@ -42,16 +42,18 @@ def test_what_is_reached_is_reached_at_every_size() -> None:
         False,
         False,
     ]
+    assert len(reached([{**good, "peak_mb": None}, {**theirs, "peak_mb": None}])) == 1
 
 
 @pytest.mark.slow
 def test_all_are_timed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "speed.json"
     threads = torch.get_num_threads()
-    run(str(out), sizes=[(2, 64, 4, 8)], batch_size=1, rounds=2, dtypes=["float32"], compiled=[False])
+    run(str(out), sizes=[(2, 64, 4, 8)], batch_size=1, rounds=2, dtypes=["float32"], compiled=[False, True])
     torch.set_num_threads(threads)
     found = json.loads(out.read_text())
-    assert [row["model"] for row in found["rows"]] == list(MODELS)
+    assert [row["model"] for row in found["rows"]] == 2 * list(MODELS)
+    assert [row["peak_mb"] is None for row in found["rows"]] == [row["compiled"] for row in found["rows"]]
     assert found["rows"][1]["training_over_pixart"] == 1
     assert all(row["inference_gflops"] > 0 for row in found["rows"])
     assert "| LIDiT | 2 x 64 |" in capsys.readouterr().out
