@@ -11,6 +11,7 @@ autograd keeps for the backward pass of one step, with the weights, gradients an
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import time
@@ -130,20 +131,21 @@ def run(
     settings, at_start = dict(locals()), machine()
     torch.set_num_threads(1)
     rows: list[Row] = []
+    found = {"machine": at_start, "versions": versions("torch", "diffusers"), "settings": settings, "rows": rows}
     for size in (Size(*each) for each in sizes):
         for dtype in dtypes:
             for compile_ in compiled:
                 rows += compare(size, batch_size, rounds, dtype, compile_, torch.device(device))
                 print(table(rows[-len(MODELS) :]), flush=True)
-    found = {"machine": at_start, "versions": versions("torch", "diffusers"), "settings": settings, "rows": rows}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(found | {"reached": reached(rows)}, indent=1) + "\n")
+                Path(out).parent.mkdir(parents=True, exist_ok=True)  # written after each, in case memory runs out
+                Path(out).write_text(json.dumps(found | {"reached": reached(rows)}, indent=1) + "\n")
 
 
 def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, device: torch.device) -> list[Row]:
     """A row for each model, timed in turn."""
     torch.manual_seed(0)
     torch._dynamo.reset()
+    gc.collect()  # the models before, which their compiled blocks may still hold
     inputs = (
         torch.randn(batch, CHANNELS, size.side, size.side, device=device),
         torch.rand(batch, device=device),

@@ -132,7 +132,7 @@ def measured(setting: Setting, size: tuple[int, int, int], device: torch.device,
         alone(device)
         mesh = init_device_mesh(device.type, (1,), mesh_dim_names=("shard",))
         shard(units(model.backbone, model.prompt_encoder), mesh, torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters())
     step = partial(train, model, optimizer, inputs, "bfloat16")
     for _ in range(3):
         step()
