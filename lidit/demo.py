@@ -143,7 +143,7 @@ def train(folder: Path, steps: int, seed: int) -> tuple[Path, int]:
     }
     fitted = run("fit", ["--config", str(recipe), *(f"--{key}={value}" for key, value in settings.items())])
     checkpoint = folder / "run" / "model.ckpt"
-    fitted.trainer.save_checkpoint(checkpoint)
+    fitted.trainer.save_checkpoint(checkpoint, weights_only=False)
     return checkpoint, fitted.trainer.global_step
 
 

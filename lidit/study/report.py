@@ -157,7 +157,7 @@ def as_markdown(results: list[Result], votes: list[Vote]) -> str:
     lines = [
         "# Human evaluation",
         "",
-        f"{len(votes)} answered pairs of {len(raters)} raters. A share counts ties as half; its 95 % interval is by "
+        f"{len(votes)} answered pairs of {len(raters)} {"rater" if len(raters) == 1 else "raters"}. A share counts ties as half; its 95 % interval is by "
         "bootstrap over prompts; kappa is Fleiss' between raters, over pairs with two or more.",
     ]
     for question, title in QUESTIONS.items():
