@@ -157,8 +157,8 @@ def as_markdown(results: list[Result], votes: list[Vote]) -> str:
     lines = [
         "# Human evaluation",
         "",
-        f"{len(votes)} answered pairs of {len(raters)} {"rater" if len(raters) == 1 else "raters"}. A share counts ties as half; its 95 % interval is by "
-        "bootstrap over prompts; kappa is Fleiss' between raters, over pairs with two or more.",
+        f"{len(votes)} answered pairs, {len(raters)} rater{'s' * (len(raters) != 1)}. A share counts ties as half; its "
+        "95 % interval is by bootstrap over prompts; kappa is Fleiss' between raters, over pairs with two or more.",
     ]
     for question, title in QUESTIONS.items():
         lines += ["", f"## {title}", "", "| model | against | wins | ties | losses | share | 95 % interval | kappa |"]
