@@ -143,7 +143,10 @@ def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe for `lidit fit`: both tiny LLMs, every part of LI-DiT, on 16 images of 32x32 px that make one batch."""
+    """A recipe for `lidit fit`: both tiny LLMs, every part of LI-DiT, on 16 images of 32x32 px that make one batch.
+
+    It logs beside itself for `tiny_checkpoint` alone; another test that trains by it names a `save_dir` of its own.
+    """
     from data_prep.shard import shard
 
     folder = tmp_path_factory.mktemp("fit")

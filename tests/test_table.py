@@ -363,6 +363,7 @@ def tiny_world(
     """The tables' setting with tiny models, three steps and a picture a task; the runs' folder."""
     recipe = yaml.safe_load(tiny_recipe.read_text())
     recipe["trainer"] |= {"max_steps": 3, "val_check_interval": 3}
+    recipe["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "logs")
     recipe["data"].pop("val")
     for callback in recipe["trainer"]["callbacks"][1:]:
         callback |= {"class_path": "lidit.callbacks.checkpoints.Checkpoints", "init_args": {"every_n_steps": 3}}

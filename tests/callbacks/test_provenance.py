@@ -16,6 +16,7 @@ from lidit.cli import main
 def recipe(tiny_recipe: Path, tmp_path: Path) -> Path:
     given = yaml.safe_load(tiny_recipe.read_text())
     given["data"].pop("val")
+    given["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "logs")
     given["trainer"]["callbacks"] = [
         given["trainer"]["callbacks"][0],
         {"class_path": "lidit.callbacks.checkpoints.Checkpoints", "init_args": {"every_n_steps": 2}},

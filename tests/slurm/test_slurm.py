@@ -124,5 +124,6 @@ def test_an_array_does_a_row_each_and_tells_what_failed_and_a_cancelled_one_stay
     assert words == ["finished", "failed", "cancelled", "failed"]
     assert "rank 0 on " in lines["runs/table/1"]
     assert "ValueError: the disk of this rank is made of cheese" in lines["runs/table/1"]
-    assert lines["runs/table/3"].endswith((tmp_path / f"runs/table/3/logs/{job}_3-rank0.log").read_text().strip())
+    said = (tmp_path / f"runs/table/3/logs/{job}_3-rank0.log").read_text().strip().splitlines()
+    assert lines["runs/table/3"].endswith(said[-1])  # libraries may have printed something before
     assert all_in(runs[2] / "checkpoints")  # told to stop, it saved
