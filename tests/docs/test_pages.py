@@ -128,12 +128,19 @@ def measured(name: str) -> dict:
 
 
 def test_speeds_are_those_that_were_measured() -> None:
+    found = {(r["model"], r["width"], r["dtype"], r["compiled"]): r for r in measured("denoiser")["rows"]}
     rows = [
-        f"| {r['model']} | {r['depth']} x {r['width']} | {r['dtype']} | {'yes' if r['compiled'] else 'no'} | "
-        f"{r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | {r['training_over_pixart']:.2f} | "
-        f"{r['inference_over_pixart']:.2f} | "
-        for r in measured("denoiser")["rows"]
+        f"| {model} | {r['depth']} x {width} | {r['parameters'] / 1e6:.1f} | {r['forward_gflop']:.1f} | "
+        f"{r['peak_mb']:.0f} | {found[model, width, 'bfloat16', compiled]['peak_mb']:.0f} |"
+        for (model, width, dtype, compiled), r in found.items()
+        if dtype == "float32" and not compiled
     ]
+    for (model, width, dtype, compiled), r in found.items():
+        if model == "LIDiT":
+            both = r, found["SD3", width, dtype, compiled]
+            ratios = [f"{x[f'{what}_over_pixart']:.2f}" for what in ("training", "inference") for x in both]
+            setting = f"{r['depth']} x {width}, {dtype}{', compiled' * compiled}"
+            rows.append(f"| {' | '.join([setting, *ratios])} |")
     rows += [
         f"| {r['way']} | {r['captions_per_second']:.1f} | {r['over_whole']:.2f} | {r['weights_mb']:.0f} |"
         for r in measured("prompt_encoding")["reading"]
