@@ -69,11 +69,16 @@ def opened(browser: Browser, study: tuple[str, Store]) -> Iterator[Callable[...,
     assert not wrong
 
 
+def shown(page: Page, text: str) -> None:
+    """Waits for a page with a text, its style and its script: until then keys are lost."""
+    playwright.expect(page.get_by_text(text)).to_be_visible()
+    page.wait_for_load_state()
+
+
 def agree(page: Page) -> None:
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Begin").click()
-    playwright.expect(page.get_by_text("0 of 3 answered")).to_be_visible()
-    page.wait_for_load_state()  # the script is there
+    shown(page, "0 of 3 answered")
 
 
 def choose(page: Page, question: str, answer: str) -> None:
@@ -89,7 +94,7 @@ def test_a_person_opens_the_study_and_votes_to_the_end(opened: Callable, study: 
     page = opened(**options)
     agree(page)
     for i in range(len(PROMPTS)):
-        playwright.expect(page.get_by_text(f"{i} of 3 answered")).to_be_visible()
+        shown(page, f"{i} of 3 answered")
         choose(page, "better picture", "Left")
         choose(page, "fits the text", "No difference")
         page.get_by_role("button", name="Next").click()
@@ -102,7 +107,7 @@ def test_a_person_votes_by_keyboard_alone(opened: Callable, study: tuple) -> Non
     for key in ("Tab", "Space", "Tab", "Enter"):  # agree, begin
         page.keyboard.press(key)
     for i in range(len(PROMPTS)):
-        playwright.expect(page.get_by_text(f"{i} of 3 answered")).to_be_visible()
+        shown(page, f"{i} of 3 answered")
         for key in ("1", "6", "3", "Enter"):  # 3 in place of 1
             page.keyboard.press(key)
     playwright.expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
@@ -114,7 +119,7 @@ def test_enter_is_no_vote_before_both_questions_are_answered(opened: Callable, s
     agree(page)
     page.keyboard.press("2")
     page.keyboard.press("Enter")
-    playwright.expect(page.get_by_text("0 of 3 answered")).to_be_visible()
+    shown(page, "0 of 3 answered")
     assert said(study[1]) == []
 
 
@@ -127,7 +132,7 @@ def test_a_person_goes_back_and_answers_otherwise(opened: Callable, study: tuple
     playwright.expect(page.locator("input:checked")).to_have_count(2)
     choose(page, "fits the text", "Right")
     page.get_by_role("button", name="Change the answer").click()
-    playwright.expect(page.get_by_text("1 of 3 answered")).to_be_visible()
+    shown(page, "1 of 3 answered")
     assert said(study[1]) == [("left", "right")]
     assert study[1].database.execute("SELECT COUNT(*) FROM vote").fetchone() == (2,)
 
@@ -164,7 +169,7 @@ def test_a_page_fits_its_screen(opened: Callable, width: int) -> None:
     page = opened({"width": width, "height": 800})
     agree(page)
     for i in range(len(PROMPTS)):
-        playwright.expect(page.get_by_text(f"{i} of 3 answered")).to_be_visible()
+        shown(page, f"{i} of 3 answered")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         for picture in page.locator(".pictures img").all():  # both in view, beside each other
             box = picture.bounding_box()
