@@ -107,7 +107,7 @@ def requirements() -> tuple[dict[str, str], list[str]]:
 def installed(name: str) -> str:
     """A package's version, empty if it is not here."""
     try:
-        return metadata.version(name)
+        return metadata.version(name) or ""  # none where an installation broke off
     except metadata.PackageNotFoundError:
         return ""
 
@@ -145,9 +145,9 @@ def look_at_devices() -> tuple[list[tuple[str, ...]], bool, list[str]]:
             import torch
 
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        except (ImportError, OSError) as error:  # one of its libraries is missing, or of another version
-            return [("devices", "unknown: torch does not load")], False, [f"torch does not load: {anonymous(error)}"]
-    gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
+            gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
+        except Exception as error:  # a library is missing, a version is another, a driver is busy: all of it is told
+            return [("devices", "unknown: torch cannot be used")], False, [f"torch cannot be used: {anonymous(error)}"]
     lines = [
         (f"GPU {i}", f"{gpu.name}, {gpu.total_memory / GB:.0f} GB, compute capability {gpu.major}.{gpu.minor}")
         for i, gpu in enumerate(gpus)

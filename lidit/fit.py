@@ -110,10 +110,8 @@ class RecipeCLI(LightningCLI):
         if self.ckpt_path:
             check_whole(Path(self.ckpt_path))
         given.ckpt_path = self.ckpt_path
-        loggers = given.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else []:
-            init = logger.init_args
-            if logger.class_path.rpartition(".")[2] in NUMBERED and init.version is None:
+        for init in numbered(given):
+            if init.version is None:
                 init.version = CSVLogger(init.save_dir, init.name).version
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
@@ -177,14 +175,19 @@ def put_preset_in_place(model: Namespace) -> None:
     rank_zero_info(f"Preset {name} ({preset.source}): {', '.join(dict.fromkeys(said)) or 'the defaults'}.")
 
 
+def numbered(given: Namespace) -> list[Namespace]:
+    """The settings of those of a recipe's loggers that number their runs."""
+    loggers = given.trainer.logger if isinstance(given.trainer.logger, list) else [given.trainer.logger]
+    named = [logger for logger in loggers if isinstance(logger, Namespace)]  # others: True, False, None
+    return [logger.init_args for logger in named if logger.class_path.rpartition(".")[2] in NUMBERED]
+
+
 def lay_out(given: Namespace, folder: Path) -> None:
     """Let loggers and checkpoints of a recipe write into a run's folder, where the recipe does not say otherwise."""
     given.trainer.default_root_dir = str(folder)
-    loggers, callbacks = given.trainer.logger, given.trainer.callbacks or []
-    for logger in loggers if isinstance(loggers, list) else []:
-        if logger.class_path.rpartition(".")[2] in NUMBERED:
-            logger.init_args.save_dir, logger.init_args.name = str(folder.parent), folder.name
-    for callback in callbacks:
+    for init in numbered(given):
+        init.save_dir, init.name = str(folder.parent), folder.name
+    for callback in given.trainer.callbacks or []:
         if callback.class_path.rpartition(".")[2] == Checkpoints.__name__ and callback.init_args.folder is None:
             callback.init_args.folder = str(folder / CHECKPOINTS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,7 @@ class Run:
         self.path = Path(path)
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {path}; `lidit runs` lists the runs there are")
-        if not self.starts and not (self.path / state.FOLDER).is_dir():
-            inner = next(runs.find(self.path), None)
+        if not self.starts and (inner := next(runs.find(self.path), None)) != self.path:
             hint = f"; {inner} in it is one" if inner else "; `lidit fit --run FOLDER` makes one"
             raise ValueError(f"{path} is no run of lidit: it has neither {state.FOLDER}/ nor version_0/{hint}")
 
@@ -51,12 +50,17 @@ class Run:
     @property
     def state(self) -> str:
         """What `lidit runs` says: running, finished, failed, stopped or another of its words."""
-        return runs.look(self.path, {}).state
+        return self._line.state
 
     @property
     def error(self) -> str:
         """Why it failed, as `lidit runs` says it; empty where it did not."""
-        return runs.look(self.path, {}).note
+        return self._line.note
+
+    @property
+    def _line(self) -> runs.Line:
+        job = runs.last_job(self.path)
+        return runs.look(self.path, runs.ask({job} if job else set()))
 
     @property
     def step(self) -> int:
@@ -88,13 +92,18 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """Everything logged, a column for each name, by optimizer step; steps that a later start did again, once.
 
+        `lidit validate` and `test` log at step 0, whatever they look at: what they log is left out.
+
         Raises:
             ValueError: a log has no steps, as of another program or version.
         """
         import pandas as pd
 
         frames = [frame for folder in self.starts if (frame := _read(folder / METRICS)) is not None]
-        kept = [frame[frame.index < later.index.min()] for frame, later in pairwise(frames)] + frames[-1:]
+        kept, first_again = [], math.inf
+        for frame in reversed([frame for frame in frames if not _evaluation(frame)]):
+            kept.append(frame[frame.index < first_again])
+            first_again = min(first_again, frame.index.min())
         if not kept:
             return pd.DataFrame(index=pd.Index([], name="step"))
         # a row for each logger call: one for each step takes what any of them says
@@ -109,7 +118,7 @@ class Run:
         found: dict[int, Path] = {}
         names = [folder] if folder else sorted({p.parent.name for s in self.starts for p in s.glob("*/step-*.png")})[:1]
         for name in names:
-            for path in sorted(path for start in self.starts for path in (start / name).glob("step-*.png")):
+            for path in (path for start in self.starts for path in (start / name).glob("step-*.png")):
                 found[int(path.stem.removeprefix("step-"))] = path
         return dict(sorted(found.items()))
 
@@ -155,5 +164,10 @@ def _read(path: Path) -> pd.DataFrame | None:
         )
     rows = [line.strip().split(",") for line in whole[1:]]
     frame = pd.DataFrame([row for row in rows if len(row) == len(names)], columns=names)
-    frame = frame.apply(pd.to_numeric, errors="coerce")
-    return frame.astype({"step": int}).set_index("step").drop(columns="epoch", errors="ignore")
+    frame = frame.apply(pd.to_numeric, errors="coerce").dropna(subset="step")
+    frame = frame.astype({"step": int}).set_index("step").drop(columns="epoch", errors="ignore")
+    return None if frame.empty else frame
+
+
+def _evaluation(frame: pd.DataFrame) -> bool:
+    return not frame.index.any() and not any(name.startswith("train/") for name in frame)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lidit.listen import address, listening
 from lidit.pipeline import BUNDLED, Pipeline, to_uint8
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ STYLE = """
 .drawn img {image-rendering: pixelated; width: 100%; object-fit: contain}
 """
 AUTOMATIC = "the model's own"
+Filled = int | float | None  # what a field of the page for a number gives
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Studio:
     def __init__(self, checkpoints: list[str], longest_side: int):
         self.pipelines = {name: Pipeline.load(name) for name in dict.fromkeys(checkpoints)}
         self.longest_side = longest_side
+        self.titles = dict(zip(self.pipelines, ends(list(self.pipelines)), strict=True))
 
     def check(self, prompt: str, width: int, height: int) -> None:
         """Refuse what is not to be drawn.
@@ -68,9 +71,12 @@ class Studio:
         """Each model's picture, from the same noise where their latents are alike.
 
         Raises:
-            ValueError: as `check`; the size does not divide by what the model needs; another model's sampler.
+            ValueError: as `check`; the size does not divide by what the model needs; another model's sampler; a seed
+                or a number of steps that there is not.
         """
         self.check(prompt, width, height)
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"Take a seed from 0 to 2^63, not {seed}")
         if not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"Take 1 to {MOST_STEPS} steps, not {steps}")
         return [self._draw(pipeline, prompt, seed, steps, guidance, sampler, width, height) for pipeline in self._all]
@@ -104,7 +110,7 @@ class Studio:
         parts = []
         for name, pipeline in self.pipelines.items():
             for llm in pipeline.model.llms:
-                names = [html.escape(Path(each).name) for each in (llm.name, name)]
+                names = [html.escape(each) for each in (Path(llm.name).name, self.titles[name])]
                 parts.append(f"<p><b>{names[0]}</b>, for {names[1]}{_cut(llm, prompt)}</p>")
                 words = [
                     f'<span class="{"kept" if kept else "cut"}">{html.escape(text.strip()) or "&nbsp;"}</span>'
@@ -112,6 +118,13 @@ class Studio:
                 ]
                 parts.append(f'<div class="tokens">{" ".join(words)}</div>')
         return "".join(parts)
+
+
+def ends(paths: list[str]) -> list[str]:
+    """Of each path as many folders from its end as tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    cut = (["/".join(each[-depth:]) for each in parts] for depth in range(1, max(map(len, parts))))
+    return next((found for found in cut if len(set(found)) == len(found)), paths)
 
 
 def _cut(llm: Any, prompt: str) -> str:
@@ -128,10 +141,12 @@ def page(studio: Studio, queue: int) -> gradio.Blocks:
     """
     import gradio as gr
 
-    def draw(prompt: str, seed: float, steps: float, guidance: float, sampler: str, width: float, height: float):
+    def draw(prompt: str, seed: Filled, steps: Filled, guidance: Filled, sampler: str, width: Filled, height: Filled):
         try:
+            if None in (seed, steps, guidance, width, height):
+                raise ValueError("Fill in seed, steps, guidance, width and height; one of them is empty")
             own = None if sampler == AUTOMATIC else sampler
-            drawn = studio.draw(prompt, int(seed), int(steps), guidance, own, int(width), int(height))
+            drawn = studio.draw(prompt, int(seed), int(steps), float(guidance), own, int(width), int(height))
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
         return [*(part for each in drawn for part in (each.image, each.strip)), studio.tokens(prompt)]
@@ -163,14 +178,14 @@ def page(studio: Studio, queue: int) -> gradio.Blocks:
         with gr.Row():
             for name in studio.pipelines:
                 with gr.Column(min_width=280):
-                    gr.Markdown(f"**{Path(name).name}**")
+                    gr.Markdown(f"**{studio.titles[name]}**")
                     shown.append(picture("The picture", height=320))
                     gr.Markdown("On the way there:")
                     shown.append(picture("What it would have been at some of the steps"))
         tokens = gr.HTML(label="What each LLM sees; marked is what the transformer reads")
         given = [prompt, seed, steps, guidance, sampler, width, height]
         gr.on([button.click, prompt.submit], draw, given, [*shown, tokens], api_name="draw", concurrency_limit=1)
-    return blocks.queue(max_size=queue)
+    return blocks.queue(max_size=queue, api_open=False)  # else requests could pass by the queue
 
 
 def serve(
@@ -186,12 +201,12 @@ def serve(
         checkpoints: one or two models, as for `lidit sample --checkpoint`; two draw side by side from the same noise.
             By default the bundled one.
         host: address to listen on; 0.0.0.0 lets others in, and there is no password.
-        port: to listen on.
+        port: to listen on; 0 takes a free one.
         queue: people that may wait for their picture; one more is told to come back.
         longest_side: of a picture, in pixels.
 
     Raises:
-        ValueError: Gradio is not installed, or there are more than two models.
+        ValueError: Gradio is not installed, there are more than two models, or the port is taken.
     """
     if find_spec("gradio") is None:
         raise ValueError("lidit serve needs Gradio; install it with `pip install 'lidit[serve]'`")
@@ -201,9 +216,11 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it works without a network, and tells nobody
     import gradio as gr
 
+    with listening(host, port) as server:  # what is wrong with it is said before models are loaded
+        opened, port = address(server), server.getsockname()[1]
     blocks = page(Studio(names, longest_side), queue)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     settings = {"server_name": host, "server_port": port, "share": False, "quiet": True, "prevent_thread_lock": True}
     blocks.launch(**settings, theme=theme, css=STYLE, footer_links=[])
-    print(f"http://{host}:{port} (Ctrl-C stops it)", flush=True)
+    print(f"{opened} (Ctrl-C stops it)", flush=True)
     blocks.block_thread()

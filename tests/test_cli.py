@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lidit
 from lidit import cli
 from lidit.arguments import brief
 from lidit.cli import VERBS, main
@@ -267,6 +268,12 @@ def test_a_run_without_loggers_of_its_own_writes_one_folder(
         assert sorted(os.listdir("runs/fit"))[-1] == run
         names = [name.split(".")[0] for name in os.listdir(f"runs/fit/{run}")]
         assert {"config", "metrics", "events"} <= set(names)
+
+
+def test_a_recipes_only_logger_writes_into_the_runs_folder(tiny_recipe: Path, tmp_path: Path) -> None:
+    short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    assert main(["fit", "--config", str(tiny_recipe), "--run", str(tmp_path / "run"), *short]) == 0
+    assert lidit.Run(tmp_path / "run").metrics["train/loss"].notna().any()
 
 
 def test_a_message_of_another_form_is_kept_in_one_line() -> None:

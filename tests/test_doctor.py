@@ -149,9 +149,24 @@ def test_nothing_tells_whose_machine_it_is(monkeypatch: pytest.MonkeyPatch, caps
         monkeypatch.setenv(name, value)
     assert main(["doctor"]) == 1
     out, err = capsys.readouterr()
-    assert err == ("lidit: error: torch does not load: libcudart.so.13: cannot open shared object file; see ~\n")
+    assert err == ("lidit: error: torch cannot be used: libcudart.so.13: cannot open shared object file; see ~\n")
     for secret in ("zaphod", "heart-of-gold", str(Path.cwd()), str(assets.ROOT.parent)):
         assert secret not in out + err
+
+
+def test_a_gpu_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    torch = torch_with(1)
+    torch.cuda.get_device_properties = lambda index: (_ for _ in ()).throw(RuntimeError("CUDA-capable device is busy"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert main(["doctor"]) == 1
+    assert "torch cannot be used: CUDA-capable device is busy" in capsys.readouterr().err
+
+
+def test_a_package_whose_installation_broke_off_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr("lidit.doctor.metadata.version", lambda name: None)
+    assert doctor.installed("numpy") == ""
+    assert doctor.state("numpy", {}) == "missing"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +189,7 @@ def test_it_runs_where_packages_are_broken() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "torch does not load: import of torch halted" in done.stderr
+    assert "torch cannot be used: import of torch halted" in done.stderr
     assert re.search(r"\| jsonargparse +\| [\d.]+ +\| \S+ +\| ok \|", done.stdout)
 
 

@@ -60,6 +60,40 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert Run(tmp_path).metrics["train/loss"].to_dict() == {1: 0.9}
 
 
+def test_a_start_whose_first_line_is_being_written_takes_nothing_back(tmp_path: Path) -> None:
+    logged(tmp_path, 0, "epoch,step,train/loss\n", "0,1,0.9\n", "0,,0.8\n")
+    logged(tmp_path, 1, "epoch,step,train/loss\n", "0,9,0.")
+    assert Run(tmp_path).metrics["train/loss"].to_dict() == {1: 0.9}
+
+
+def test_a_start_from_an_older_checkpoint_replaces_all_that_came_after(tmp_path: Path) -> None:
+    logged(tmp_path, 0, "step,train/loss,val/loss\n", *(f"{step},0.9,1\n" for step in range(1, 9)))
+    logged(tmp_path, 1, "step,train/loss\n", *(f"{step},0.8\n" for step in range(7, 10)))
+    logged(tmp_path, 2, "step,train/loss\n", "4,0.7\n", "5,0.6\n")
+    metrics = Run(tmp_path).metrics
+    assert metrics["train/loss"].to_dict() == {1: 0.9, 2: 0.9, 3: 0.9, 4: 0.7, 5: 0.6}
+    assert list(metrics["val/loss"].dropna().index) == [1, 2, 3]
+
+
+def test_what_lidit_validate_logged_is_no_start_at_step_0(run: Path) -> None:
+    before = Run(run).metrics
+    logged(run, 2, "epoch,step,val/loss\n", "0,0,0.3\n")
+    pd.testing.assert_frame_equal(Run(run).metrics, before)
+
+
+def test_of_a_step_that_was_drawn_again_the_newer_picture_is_taken(run: Path) -> None:
+    for version in (2, 10):
+        (run / f"version_{version}" / "judged").mkdir(parents=True)
+        (run / f"version_{version}" / "judged" / "step-000006.png").touch()
+    assert Run(run).images()[6].parts[-3] == "version_10"
+
+
+def test_a_run_that_waits_in_the_queue_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").write_text("7\n")
+    monkeypatch.setattr("lidit.slurm.states", lambda jobs: dict.fromkeys(jobs, "PENDING"))
+    assert Run(tmp_path).state == "queued"
+
+
 def test_a_run_that_has_logged_nothing_yet_is_empty_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "version_0").mkdir()
     opened = Run(tmp_path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from socket import create_server
 
 import numpy as np
 import pytest
 
 from lidit.cli import main
 from lidit.pipeline import Pipeline
-from lidit.serve import MOST_STEPS, STRIP, Studio
+from lidit.serve import MOST_STEPS, STRIP, Studio, ends, page
 
 SETTINGS = {"steps": 10, "guidance": 3.0, "sampler": None, "width": 32, "height": 32}
 
@@ -43,12 +44,14 @@ def test_two_models_draw_from_the_same_noise(studio: Studio, tiny_checkpoint: Pa
         ("a", {"width": 33}, "33x32 does not divide by"),
         ("a", {"width": 0}, "0x32 does not divide by"),
         ("a", {"steps": MOST_STEPS + 1}, "Take 1 to 100 steps, not 101"),
+        ("a", {"seed": -1}, r"Take a seed from 0 to 2\^63, not -1"),
+        ("a", {"seed": 10**30}, r"Take a seed from 0 to 2\^63, not 1000000"),
         ("a", {"sampler": "ddim"}, "asks for noise and this model predicts velocity"),
     ],
 )
 def test_what_cannot_be_drawn_gets_a_message(studio: Studio, prompt: str, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        studio.draw(prompt, 0, **SETTINGS | changes)
+        studio.draw(prompt, **{"seed": 0} | SETTINGS | changes)
 
 
 def test_tokens_are_marked_as_kept_or_cut_and_are_no_markup(studio: Studio) -> None:
@@ -58,6 +61,42 @@ def test_tokens_are_marked_as_kept_or_cut_and_are_no_markup(studio: Studio) -> N
     assert '<span class="kept">' in shown
     assert "tokens too long" not in shown
     assert "tokens too long</b>, the end is cut at" in studio.tokens("red " * 400)
+
+
+@pytest.mark.parametrize(
+    ("paths", "shown"),
+    [
+        (["bundled:lidit"], ["bundled:lidit"]),
+        (["runs/a.ckpt", "runs/b.ckpt"], ["a.ckpt", "b.ckpt"]),
+        (["runs/a/checkpoints/latest", "runs/b/checkpoints/latest"], ["a/checkpoints/latest", "b/checkpoints/latest"]),
+        (["a/latest", "latest"], ["a/latest", "latest"]),
+    ],
+)
+def test_models_are_named_by_what_tells_them_apart(paths: list[str], shown: list[str]) -> None:
+    assert ends(paths) == shown
+
+
+def test_nothing_passes_by_the_queue_and_an_empty_field_gets_a_message(studio: Studio) -> None:
+    gradio = pytest.importorskip("gradio", reason="no gradio: pip install 'lidit[serve]'")
+    from gradio.routes import App
+    from starlette.testclient import TestClient
+
+    blocks = page(studio, queue=2)
+    with TestClient(App.create_app(blocks)) as client:
+        given = {"data": ["a red circle", 0, 2, 3, "euler", 32, 32]}
+        said = client.post("/gradio_api/run/draw", json=given)
+    assert said.status_code >= 400, "one that does not wait in the queue is let through"
+    (draw,) = (each.fn for each in blocks.fns.values() if each.api_name == "draw")
+    with pytest.raises(gradio.Error, match="one of them is empty"):
+        draw("a red circle", 0, 2, 3, "euler", None, 32)
+
+
+def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("gradio", reason="no gradio: pip install 'lidit[serve]'")
+    with create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+    assert f"cannot listen on port {port} of 127.0.0.1" in capsys.readouterr().err
 
 
 def test_three_models_do_not_fit(capsys: pytest.CaptureFixture) -> None:

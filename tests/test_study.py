@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -140,9 +141,19 @@ def test_a_picture_of_another_system_has_its_prompt_beside_it(tmp_path: Path) ->
     paint(tmp_path / "ours", PROMPTS)
     (tmp_path / "theirs").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs" / "1.jpg")
-    (tmp_path / "theirs" / "1.txt").write_text("a red circle\n")
-    theirs = read_competitors([str(tmp_path / "theirs"), str(tmp_path / "ours")])[0]
-    assert (theirs.name, list(theirs.pictures)) == ("theirs", ["a red circle"])
+    beside = tmp_path / "theirs" / "1.txt"
+    for encoding in ("utf-8", "utf-8-sig"):
+        beside.write_text("a café\n", encoding=encoding)
+        theirs = read_competitors([str(tmp_path / "theirs"), str(tmp_path / "ours")])[0]
+        assert (theirs.name, list(theirs.pictures)) == ("theirs", ["a café"])
+    beside.write_text("a café\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=re.escape(f"{beside} is not UTF-8 (byte 5); save it")):
+        read_competitors([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+
+
+def test_a_folder_may_have_an_equals_sign(tmp_path: Path) -> None:
+    folders = [paint(tmp_path / name, PROMPTS) for name in ("lr=1e-4", "other")]
+    assert [each.name for each in read_competitors(list(map(str, folders)))] == ["lr=1e-4", "other"]
 
 
 def test_prompts_that_do_not_match_are_said_in_one_message(tmp_path: Path) -> None:
@@ -367,6 +378,15 @@ def test_a_tie_is_half_a_win_and_the_interval_is_of_prompts() -> None:
     assert np.isnan(bootstrap(np.array([[1, 0, 0]]), 0, 10)[1])
 
 
+@pytest.mark.parametrize(("prompts", "truth"), [(5, 0.7), (10, 0.9), (20, 0.95), (50, 0.97), (50, 0.7)])
+def test_the_interval_holds_the_truth_19_times_of_20(prompts: int, truth: float) -> None:
+    drawn = np.random.default_rng(0).random((400, prompts)) < truth
+    counts = np.stack([drawn, np.zeros_like(drawn), ~drawn], -1).astype(int)
+    intervals = [bootstrap(each, 0, 500)[1:] for each in counts]
+    assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.92  # of 400
+    assert all(low < high for low, high in intervals)
+
+
 def test_every_two_models_are_compared_or_the_first_with_each(tmp_path: Path) -> None:
     every = Store(begun(tmp_path / "all", "zebra", "quagga", "kiang")).matches()
     assert every == {("zebra", "quagga"): 4, ("zebra", "kiang"): 4, ("quagga", "kiang"): 4}
@@ -382,8 +402,8 @@ def test_a_report_counts_wins_whatever_the_sides(store: Store, capsys: pytest.Ca
             vote(store, rater, pair, wins)
     report(str(store.folder), resamples=100)
     text = (store.folder / "report.md").read_text()
-    assert "| zebra | quagga | 6 | 3 | 0 | 83.3 % | 83.3 % to 83.3 % | -0.50 |" in text
-    assert "| zebra | quagga | 0 | 9 | 0 | 50.0 % | 50.0 % to 50.0 % | – |" in text
+    assert "| zebra | quagga | 6 | 3 | 0 | 83.3 % | 33.3 % to 91.7 % | -0.50 |" in text
+    assert "| zebra | quagga | 0 | 9 | 0 | 50.0 % | 20.0 % to 80.0 % | – |" in text
     assert "1 of 4 pairs of zebra and quagga have fewer than 3 raters" in text
     assert text == capsys.readouterr().out
     with Image.open(store.folder / "figure6.png") as figure:

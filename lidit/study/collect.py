@@ -63,10 +63,11 @@ def name_folders(words: list[str]) -> dict[str, Path]:
     Raises:
         ValueError: there are fewer than two, or two have one name.
     """
-    parts = [word.partition("=") for word in words]
-    pairs = [
-        (name.strip(), Path(folder)) if equals else (Path(name).name, Path(name)) for name, equals, folder in parts
-    ]
+    pairs = []
+    for word in words:
+        name, equals, folder = word.partition("=")
+        itself = not equals or Path(word).is_dir()  # a folder's own name may hold an equals sign
+        pairs.append((Path(word).name, Path(word)) if itself else (name.strip(), Path(folder)))
     if len(pairs) < 2:
         raise ValueError("name two or more folders of pictures: lidit study serve ours=runs/a theirs=runs/b")
     names = [name for name, _ in pairs]
@@ -113,7 +114,7 @@ def read_picture(path: Path) -> Picture | None:
     """A picture with its prompt from the text file beside it or its own text chunks; None: neither has one.
 
     Raises:
-        ValueError: it is no picture.
+        ValueError: it is no picture, or its text is not UTF-8.
     """
     try:
         with Image.open(path) as image:
@@ -124,7 +125,10 @@ def read_picture(path: Path) -> Picture | None:
         raise ValueError(f"{path} is no {kind}, or damaged ({error}); remove it or draw it again") from None
     facts = {key: str(value) for key, value in chunks.items()}
     beside = path.with_suffix(".txt")
-    prompt = beside.read_text(encoding="utf-8") if beside.is_file() else facts.pop("prompt", "")
+    try:
+        prompt = beside.read_text(encoding="utf-8-sig") if beside.is_file() else facts.pop("prompt", "")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{beside} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     prompt = " ".join(prompt.split())
     return Picture(path, prompt, size, facts) if prompt else None
 

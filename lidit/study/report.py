@@ -108,7 +108,9 @@ def outcome(vote: Vote, question: str) -> str:
 def bootstrap(counts: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
     """Share of answers won with ties as half, and its 95 % interval from prompts drawn with replacement.
 
-    A prompt is drawn with all its answers, since raters of the same two pictures agree for reasons of their own.
+    A prompt is drawn with all its answers, since raters of the same two pictures agree for reasons of their own. Among
+    those drawn from are one that is won by all and one that is lost by all (after Agresti and Coull, 1998): without
+    them the interval of few prompts is too narrow, and that of prompts with the same answers is a point.
 
     Args:
         counts: (prompts, 3), wins, ties and losses.
@@ -125,7 +127,9 @@ def bootstrap(counts: np.ndarray, seed: int, resamples: int) -> tuple[float, flo
     share = float(won.sum() / of.sum())
     if len(counts) < 2:
         return share, nan, nan
-    times = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
+    usual, n = of.mean(), len(counts) + 2
+    won, of = np.append(won, [usual, 0]), np.append(of, [usual, usual])
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
     low, high = np.percentile(times @ won / (times @ of), [2.5, 97.5])
     return share, float(low), float(high)
 
@@ -157,8 +161,9 @@ def as_markdown(results: list[Result], votes: list[Vote]) -> str:
     lines = [
         "# Human evaluation",
         "",
-        f"{len(votes)} answered pairs, {len(raters)} rater{'s' * (len(raters) != 1)}. A share counts ties as half; its "
-        "95 % interval is by bootstrap over prompts; kappa is Fleiss' between raters, over pairs with two or more.",
+        f"{plural(len(votes), 'answered pair')}, {plural(len(raters), 'rater')}. A share counts ties as half; its "
+        "95 % interval is by bootstrap over prompts, among them one that is won and one that is lost by all; kappa is "
+        "Fleiss' between raters, over pairs with two or more.",
     ]
     for question, title in QUESTIONS.items():
         lines += ["", f"## {title}", "", "| model | against | wins | ties | losses | share | 95 % interval | kappa |"]
@@ -179,13 +184,18 @@ def as_markdown(results: list[Result], votes: list[Vote]) -> str:
             f"- The left picture was chosen in {number(share, '.1%')} of {len(decided)} answers that are no tie."
         )
     each = sorted(raters.values())
-    lines.append(f"- A rater answered {each[0]} to {each[-1]} pairs, {np.median(each):g} in the median.")
+    lines.append(f"- Pairs that a rater answered: {each[0]} to {each[-1]}, {np.median(each):g} in the median.")
     return "\n".join(lines)
 
 
 def number(value: float, form: str) -> str:
     """A number as text, a dash for nan."""
     return format(value, form).replace("%", " %") if value == value else "–"
+
+
+def plural(count: int, word: str) -> str:
+    """A count with its word."""
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def cell(text: str) -> str:

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
+from lidit.listen import address, listening
 from lidit.study.begin import begin
 from lidit.study.collect import describe, name_folders, read_competitors
 from lidit.study.store import Store, is_begun
@@ -33,7 +34,7 @@ def serve(
         ValueError: the folders cannot be compared, the study was begun with others, or the port is taken.
     """
     folder = Path(out)
-    server = _server(host, port)  # before pictures are copied in vain
+    server = listening(host, port)  # before pictures are copied in vain
     if not is_begun(folder):
         competitors = read_competitors(images or [])
         print(describe(competitors))
@@ -41,8 +42,7 @@ def serve(
     store = Store(folder)
     _see_same(store, images, against)
     pairs = sum(store.matches().values())
-    address = "http://{}:{}/".format(*server.getsockname()[:2])
-    print(f"{folder}: {pairs} pairs of {', '.join(store.models())}; raters open {address}", flush=True)
+    print(f"{folder}: {pairs} pairs of {', '.join(store.models())}; raters open {address(server)}", flush=True)
     print("ctrl-C ends it; the same command goes on; `lidit study report` counts the votes, also meanwhile", flush=True)
     _run(store, server, contact)
 
@@ -55,19 +55,6 @@ def _see_same(store: Store, images: list[str] | None, against: str | None) -> No
         raise ValueError(f"{store.folder} was begun with {begun}; name no folders to go on, or another --out")
     if against not in (None, store.settings["against"]):
         raise ValueError(f"{store.folder} was begun with --against {store.settings['against']}; take another --out")
-
-
-def _server(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot listen on port {port} of {host} ({error}); take another --port or --host") from None
 
 
 def _run(store: Store, server: socket.socket, contact: str) -> None:
