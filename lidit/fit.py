@@ -27,7 +27,7 @@ from lidit.checkpoint import all_in, check_whole, newest
 from lidit.data.datamodule import ShardData
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
-from lidit.models.presets import settings
+from lidit.models.presets import PRESETS, settings
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
 from lidit.parallel import Parallel
@@ -61,6 +61,7 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: ArgumentParser, args: list[str]) -> None:
         self.config = parse(parser, args, self._subcommand_parsers[args[0]])
+        self.said = {word.partition("=")[0] for word in args if word.startswith("--")}
         # Lightning would put a checkpoint's settings over the recipe's without a word: it learns of it later
         self.ckpt_path, self.given.ckpt_path = self.given.ckpt_path, None
 
@@ -104,7 +105,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle where things are written; loggers that write to one place would count on from each other's folder."""
         given = self.given
-        put_preset_in_place(given.model)
+        put_preset_in_place(given.model, self.said)
         if given.run:
             lay_out(given, Path(given.run))
         if self.ckpt_path:
@@ -150,10 +151,15 @@ class RecipeCLI(LightningCLI):
     before_validate = before_test = before_fit
 
 
-def put_preset_in_place(model: Namespace) -> None:
-    """Let the settings of the prompt encoder's preset be the defaults of the recipe's model, and say so.
+def put_preset_in_place(model: Namespace, said: set[str]) -> None:
+    """Put the settings of the prompt encoder's preset into the recipe's model, and say so.
 
-    What the recipe sets otherwise than by default stays.
+    A preset of the command line stands over the recipe and decides all that presets are about; one of the recipe leaves
+    what the recipe sets otherwise than by default. What the command line sets by name stands over either.
+
+    Args:
+        model: of the recipe, with the command line laid over it; it is changed.
+        said: the options of the command line.
 
     Raises:
         ValueError: there is no such preset, or it sets what a part of the recipe does not have.
@@ -162,17 +168,27 @@ def put_preset_in_place(model: Namespace) -> None:
     if not encoder.get("preset"):
         return
     name, encoder.preset = encoder.preset, None
-    preset, said = settings(name), []
-    parts = [(PromptEncoder, encoder, preset.prompt_encoder), (LIDiT, model.backbone.init_args, preset.backbone)]
-    parts += [(FrozenLLM, llm.get("init_args", llm), preset.llm) for llm in model.llms]
-    for kind, given, changes in parts:
-        for key, value in changes.items():
-            if key not in given:
-                raise ValueError(f"preset {name} sets {key} of every {kind.__name__}, and one in the recipe has none")
-            kept = given[key] != inspect.signature(kind).parameters[key].default
+    preset, placed = settings(name), []
+    above = any(word.startswith("--model.prompt_encoder") and word.endswith(".preset") for word in said)
+    parts = [("prompt_encoder", PromptEncoder, encoder), ("backbone", LIDiT, model.backbone.init_args)]
+    parts += [("llm", FrozenLLM, llm.get("init_args", llm)) for llm in model.llms]
+    for part, kind, given in parts:
+        wanted = getattr(preset, part)
+        if lacking := [key for key in wanted if key not in given]:
+            raise ValueError(
+                f"preset {name} sets {lacking[0]} of every {kind.__name__}, and one in the recipe has none"
+            )
+        defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+        if above:
+            every = dict.fromkeys(key for each in PRESETS.values() for key in getattr(each, part))
+            wanted = wanted | {key: defaults[key] for key in every if key in given and key not in wanted}
+        for key, value in wanted.items():
+            named = any(word.startswith(f"--model.{part}") and word.endswith(f".{key}") for word in said)
+            recipes = not above or (part == "llm" and "--model.llms" in said)
+            kept = named or (recipes and given[key] != defaults[key])
             given[key] = given[key] if kept else value
-            said.append(f"{key}={given[key]}{' (kept)' if kept and given[key] != value else ''}")
-    rank_zero_info(f"Preset {name} ({preset.source}): {', '.join(dict.fromkeys(said)) or 'the defaults'}.")
+            placed.append(f"{key}={given[key]}{'' if given[key] == value else ' (kept)'}")
+    rank_zero_info(f"Preset {name} ({preset.source}): {', '.join(dict.fromkeys(placed))}.")
 
 
 def numbered(given: Namespace) -> list[Namespace]:

@@ -1,6 +1,7 @@
 """How other systems feed an LLM to a diffusion transformer, as settings of our classes.
 
-What a preset does not name keeps its default: LI-DiT's. Facts are of the systems' public code and reports.
+What a preset does not name keeps its default, LI-DiT's, which `li-dit` names where a recipe of ours differs. Facts are
+of the systems' public code and reports.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Preset:
 
 
 PRESETS = {
-    "li-dit": Preset("Ma et al., NeurIPS 2024"),
+    "li-dit": Preset("Ma et al., NeurIPS 2024", {}, {"truncate": "after"}),
     "hunyuan": Preset("HunyuanVideo (arXiv 2412.03603)", {}, {"truncate": "before", "pool": "mlp", "fusion": "concat"}),
     "kandinsky": Preset(
         "Kandinsky 5.0",

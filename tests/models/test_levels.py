@@ -15,6 +15,8 @@ from lidit.cli import main
 from lidit.models.llm import FrozenLLM
 from lidit.models.presets import PRESETS
 from lidit.models.prompt_encoder import PromptEncoder
+from lidit.models.refiners import CollaborativeRefiner
+from lidit.plan import read
 
 PROMPTS = ["a red circle", "two blue squares to the left of a green star"]
 PAGE = Path(__file__).parents[2] / "docs/prompt_encoders.md"
@@ -117,7 +119,30 @@ def test_a_preset_for_llms_is_refused_with_a_t5(tiny_recipe: Path, capsys: pytes
     assert "preset krea sets levels of every FrozenLLM, and one in the recipe has none" in capsys.readouterr().err
 
 
-def test_what_a_recipe_sets_otherwise_stays_and_is_named(
+def table() -> dict[str, list[str]]:
+    """The page's table: a preset's cells after its name."""
+    rows = [line.strip("| ").split("|") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    return {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("recipe", ["mini", "mini_ablation"])
+def test_over_a_recipe_a_preset_is_what_the_page_says(name: str, recipe: str) -> None:
+    chosen = ["--config", f"experiments/configs/{recipe}.yaml", "--model.prompt_encoder.preset", name]
+    two = [] if recipe == "mini" else ["--model.llms", '[{"name": "bundled:llm_llama"}, {"name": "bundled:llm_qwen"}]']
+    _, model = read([*chosen, *two])
+    with torch.device("meta"):
+        _, encoder = model.build()
+    _, instruction, cut, refiner, _, fusion, once = table()[name]
+    assert [bool(llm.prompts.instruction) for llm in model.llms] == [instruction == "sentence"] * 2
+    assert encoder.timeless == (once == "yes")
+    if cut:
+        assert encoder.truncate == {"kept": "never"}.get(cut, cut)
+    assert len(encoder.refiners[0].blocks) == (0 if refiner == "none" else 2)
+    assert isinstance(encoder.fusion, CollaborativeRefiner) == (fusion == "collaborative")
+
+
+def test_what_the_command_line_sets_beside_a_preset_stays_and_is_named(
     tiny_recipe: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     changed = ["--model.prompt_encoder.preset=hunyuan", "--model.prompt_encoder.pool=linear"]
@@ -125,4 +150,4 @@ def test_what_a_recipe_sets_otherwise_stays_and_is_named(
     changed += [f"--trainer.logger.init_args.save_dir={tmp_path}"]
     with caplog.at_level("INFO"):
         assert main(["fit", "--config", str(tiny_recipe), *changed]) == 0
-    assert "truncate=before, pool=mlp, fusion=collaborative (kept)" in caplog.text
+    assert "truncate=before, pool=linear (kept), fusion=collaborative (kept)" in caplog.text
