@@ -67,13 +67,16 @@ def forward(
         )
         for llm, n in zip(llms, tokens, strict=True)
     ]
+    uncut = [] if encoder.truncate == "never" else list(llms)
+
+    def cut(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """As `prompt_encoder.truncate`, by no value: the first call for each LLM finds its instruction."""
+        start = INSTRUCTION if uncut else 0
+        del uncut[:1]
+        return x[:, start:], kept[:, start:]
+
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), patch("lidit.models.prompt_encoder.truncate", cut):
         return backbone(torch.randn(images, backbone.patchify.in_channels, side, side), t, encoder(features, t))
-
-
-def cut(x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """As `prompt_encoder.truncate` for captions of equal length: how many tokens are kept depends on no value."""
-    return x[:, INSTRUCTION:], kept[:, INSTRUCTION:]
 
 
 def kept_bytes(run: Callable[[], Tensor]) -> int:
@@ -82,7 +85,7 @@ def kept_bytes(run: Callable[[], Tensor]) -> int:
     alive = []
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):  # a transposed one is a view
             storage = tensor.untyped_storage()
             sizes[storage._cdata] = storage.nbytes()
             alive.append(tensor)

@@ -182,14 +182,19 @@ class TextToImage(LightningModule):
         return self.backbone(x_t, t, self.prompt_encoder(features, t))
 
     def predictor(self, features: list[Features]) -> Callable[[Tensor, Tensor], Tensor]:
-        """`predict` of given prompts, to be asked at many times; a text that is the same at all is encoded once."""
+        """`predict` of given prompts, to be asked at many times; a text that is the same at all is encoded once.
+
+        Compiled blocks are not given what to keep: with it torch.compile would make so many versions of them that it
+        gave up on compiling further ones.
+        """
         if not self.prompt_encoder.timeless:
             return lambda x_t, t: self.predict(x_t, t, features)
 
         @cache
         def text() -> Text:
             b = len(features[0][0])
-            return self.prompt_encoder(features, torch.zeros(b, device=self.device))._replace(kept=Kept())
+            once = self.prompt_encoder(features, torch.zeros(b, device=self.device))
+            return once if self.parallel.compile else once._replace(kept=Kept())
 
         return lambda x_t, t: self.backbone(x_t, t, text())
 

@@ -109,7 +109,7 @@ def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay:
 def muon(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonAdamW:
     """Muon for the hidden matrices, AdamW for everything else; vectors do not decay."""
     trained = _trained(model)
-    hidden = {name: p for name, p in trained.items() if p.ndim == 2 and not _is(name, NOT_HIDDEN)}
+    hidden = {name: p for name, p in trained.items() if is_muons(name, p)}
     others = [p for name, p in trained.items() if name not in hidden]
     return MuonAdamW(list(hidden.values()), _groups(others, weight_decay), lr, betas, weight_decay)
 
@@ -118,8 +118,9 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _is(name: str, parts: tuple[str, ...]) -> bool:
-    return any(part in piece for piece in name.split(".") for part in parts)
+def is_muons(name: str, parameter: nn.Parameter) -> bool:
+    """Whether `muon` trains a parameter of a name with Muon."""
+    return parameter.ndim == 2 and not any(part in piece for piece in name.split(".") for part in NOT_HIDDEN)
 
 
 def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:

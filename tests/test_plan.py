@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from lidit.activations import INSTRUCTION
+from lidit.activations import INSTRUCTION, forward, kept_bytes
 from lidit.cli import main
+from lidit.costs import GB, Plan, llm_flops, planned
 from lidit.parallel import Parallel
-from lidit.plan import GB, Plan, planned, read, verdict
+from lidit.plan import read, verdict
 
 CONFIGS = Path(__file__).parents[1] / "experiments/configs"
 MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backbone.init_args.depth", "2"]
@@ -21,13 +25,14 @@ MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backb
 
 @cache
 def plan(*words: str) -> Plan:
+    """A plan of the miniature, which does not draw while it trains."""
     return planned(*read([*MINI, *words]))
 
 
 def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", *MINI, "--gpus", "[1, 2]"]) == 0
     said = capsys.readouterr().out
-    assert "For pictures of 64 x 64 and captions of max_tokens tokens" in said
+    assert "For pictures of 64 x 64 and captions of 128 tokens" in said
     assert "M parameters" in said
     assert "TFLOP a batch of 128" in said
     assert "recipe: 1" in said
@@ -38,7 +43,17 @@ def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_peak_of_a_step_is_within_15_percent(every: int, precision: str) -> None:
     given, model = read(
-        [*MINI, "--trainer.precision", precision, "--data.batch_size", "8", "--parallel.checkpoint_every", str(every)]
+        [
+            *MINI,
+            "--model.optimizer",
+            "adamw",
+            "--trainer.precision",
+            precision,
+            "--data.batch_size",
+            "8",
+            "--parallel.checkpoint_every",
+            str(every),
+        ]
     )
     counted = planned(given, model).memory()
     backbone, encoder = model.build()
@@ -70,23 +85,79 @@ def test_the_peak_of_a_step_is_within_15_percent(every: int, precision: str) -> 
 
 
 def test_parameters_and_their_states_are_those_of_the_model() -> None:
-    given, model = read([*MINI, "--model.trained", "[backbone]"])
+    given, model = read([*MINI, "--model.trained", "[backbone]", "--model.optimizer", "adamw"])
     found, skeleton = planned(given, model), model.skeleton()
     assert found.parameters == sum(p.numel() for p in skeleton.parameters())
     assert found.trained == sum(p.numel() for p in skeleton["backbone"].parameters())
     memory = found.memory()
     assert memory["weights"] == memory["EMA"] == 4 * found.parameters
-    assert memory["AdamW"] == 2 * memory["gradients"] == 8 * found.trained
+    assert memory["optimizer"] == 2 * memory["gradients"] == 8 * found.trained
     spread = replace(found, gpus=4, copies=2).memory()
     assert spread["weights"] == memory["weights"] / 2
 
 
-def test_what_is_cached_is_not_loaded(tmp_path: Path) -> None:
+def test_what_is_cached_is_not_loaded_unless_validation_or_a_callback_reads_it(tmp_path: Path) -> None:
     (tmp_path / "identity.json").write_text('{"llms": [{}, {}], "vae": {"name": "a"}}')
-    with_models, without = plan(), plan("--data.cache", str(tmp_path))
-    assert with_models.memory()["frozen"] > 0
+    cached, undrawn = ["--data.cache", str(tmp_path)], ["--trainer.callbacks", "[]"]
+    without = plan(*cached, *undrawn, "--data.val_cache", str(tmp_path))
     assert without.memory()["frozen"] == 0
-    assert without.flops < with_models.flops
+    assert without.flops < plan().flops
+    assert plan(*cached, *undrawn, "--trainer.limit_val_batches", "0").memory()["frozen"] == 0
+    validating = plan(*cached, *undrawn)
+    assert validating.memory()["frozen"] == plan().memory()["frozen"] > 0
+    assert validating.unread == "cache features: `lidit prep precompute`, data.val_cache"
+    drawing = plan(*cached, "--data.val_cache", str(tmp_path))
+    assert drawing.memory()["frozen"] == plan().memory()["frozen"]
+    assert drawing.unread == "cache features: `lidit prep precompute`, no callback JudgedSamples"
+    assert drawing.flops == without.flops  # of a step
+
+
+def test_muon_keeps_one_number_of_a_matrix() -> None:
+    _, model = read(MINI)
+    model.backbone, model.prompt_encoder = model.build()
+    optimizer = model.configure_optimizers()["optimizer"]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
+    assert plan().memory()["optimizer"] == kept
+
+
+def test_what_is_not_trained_is_not_kept_for() -> None:
+    backbone, encoder = plan("--model.trained", "[backbone]"), plan("--model.trained", "[prompt_encoder]")
+    assert max(backbone.kept[0][1], encoder.kept[0][1]) < plan().kept[0][1]
+    assert max(backbone.flops, encoder.flops) < plan().flops
+
+
+@pytest.mark.parametrize(("way", "text"), [("before", 60), ("after", 60), ("never", 60 + 2 * INSTRUCTION)])
+def test_the_instruction_is_cut_once(way: str, text: int) -> None:
+    _, model = read([*MINI, "--model.prompt_encoder.truncate", way])
+    seen: list[int] = []
+    with FakeTensorMode():
+        backbone, encoder = model.build()
+        backbone.register_forward_pre_hook(lambda module, given: seen.append(given[2].tokens.shape[1]))
+        forward(backbone, encoder.eval(), model.llms, [30, 30], 8, False, 2)
+    assert seen == [text]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_weights_are_not_among_what_is_kept_but_their_casts_are(bf16: bool) -> None:
+    linear, x = torch.nn.Linear(64, 64), torch.randn(2, 64, requires_grad=True)
+
+    def run() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return linear(x)
+
+    assert kept_bytes(run) == (2 * 64 * 2 + 64 * 64 * 2 if bf16 else 2 * 64 * 4)
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_operations_of_an_llm_are_those_of_its_products(n: int) -> None:
+    _, model = read(MINI)
+    for llm in model.llms:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.device("meta"):
+            llm.skeleton()(input_ids=torch.zeros(1, n, dtype=torch.long))
+        assert llm_flops(llm.skeleton(), n) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_more_pixels_and_more_tokens_take_more() -> None:
@@ -114,17 +185,18 @@ def test_the_cheapest_switch_that_is_enough_is_named() -> None:
 
 def test_of_several_switches_only_those_that_are_needed_are_named() -> None:
     gigabytes = {0: (0, int(60 * GB)), 1: (0, int(40 * GB)), 2: (0, int(50 * GB))}
-    plan_ = replace(plan("--data.batch_size", "64"), images=1, llms=int(30 * GB), kept=gigabytes)
-    assert verdict(plan_, 60 * GB).endswith("Together: cache features: `lidit prep precompute`, data.cache; "
-                                            "--parallel.checkpoint_every 2.")  # fmt: skip
+    plan_ = replace(plan("--data.batch_size", "64"), images=1, llms=int(30 * GB), kept=gigabytes, unread="no LLMs")
+    assert verdict(plan_, 60 * GB).endswith("Together: no LLMs; --parallel.checkpoint_every 2.")
     recomputed = replace(plan_, every=1, parameters=int(GB), trained=int(GB), kept={1: (0, int(20 * GB))})
-    assert "Together: cache features" in verdict(recomputed, 30 * GB)
+    assert "Together: no LLMs" in verdict(recomputed, 30 * GB)
     assert "checkpoint_every" not in verdict(recomputed, 30 * GB)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--pixels", "0"], "--pixels 0 is no multiple of 16"),
+        (["--pixels", "-16"], "--pixels -16 is no multiple of 16"),
         (["--pixels", "60"], "--pixels 60 is no multiple of 16"),
         (["--gpus", "[0]"], "--gpus [0]"),
         (["--gpus", "[]"], "--gpus []"),
