@@ -11,6 +11,7 @@ same run. A row that does not fit into the GPU's memory says so.
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 from dataclasses import asdict, dataclass
@@ -114,6 +115,7 @@ def run(out: str, device: str = "cuda", rounds: int = 10, size: tuple[int, int, 
 
 def measured(setting: Setting, size: tuple[int, int, int], device: torch.device, rounds: int, rate: float) -> Found:
     """Images a second, utilisation and memory of a setting."""
+    forget()
     depth, width, heads = size
     side, batch = setting.pixels // PIXELS, setting.batch
     with device:
@@ -149,6 +151,13 @@ def measured(setting: Setting, size: tuple[int, int, int], device: torch.device,
     }
 
 
+def forget() -> None:
+    """Give back the memory of earlier models: blocks that are recomputed or compiled refer to themselves."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def blocks(out: str, device: str = "cuda", batch: int = 8, pixels: int = 512, most: int = 64) -> None:
     """Forward and backward of the 10B's blocks, all recomputed, as deep as the GPU holds; print and write as JSON.
 
@@ -175,6 +184,7 @@ def blocks(out: str, device: str = "cuda", batch: int = 8, pixels: int = 512, mo
 
 def stack_seconds(depth: int, batch: int, pixels: int, device: torch.device) -> float:
     """Seconds of forward and backward pass of a stack of the 10B's blocks with its gradients."""
+    forget()
     width, heads = (WIDTH_10B, HEADS_10B) if device.type == "cuda" else (64, 2)
     side = pixels // PIXELS
     with device:

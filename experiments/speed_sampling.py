@@ -56,6 +56,7 @@ def run(
     """
     settings, at_start = dict(locals()), machine()
     pipeline = Pipeline.load()
+    pipeline.model.cpu()  # where the pipeline beside it draws
     quality = judged(pipeline, benchmark, count, evaluations)
     speed = timed(pipeline, batch_size, rounds, steps)
     found = {"machine": at_start, "versions": versions("torch", "diffusers"), "settings": settings}

@@ -14,6 +14,7 @@ from lidit.cli import main
 from lidit.data.datamodule import Batch
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
+from lidit.parallel import Parallel
 from lidit.pipeline import Pipeline, build, read
 
 
@@ -222,6 +223,18 @@ def test_text_that_is_the_same_at_every_time_is_encoded_once(tiny_checkpoint: Pa
     for time, prediction in zip((t, t / 2), expected, strict=True):
         torch.testing.assert_close(predict(x, time), prediction)
     assert len(calls) == (2 if timed else 1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_compiled_blocks_get_nothing_to_keep(tiny_checkpoint: Path, compiled: bool) -> None:
+    model, seen = TextToImage.load_from_checkpoint(tiny_checkpoint).eval(), []
+    widths = [pool.in_features for pool in model.prompt_encoder.pool]
+    model.prompt_encoder = PromptEncoder(widths, model.backbone.width, refiner_depth=0, fusion="concat").eval()
+    model.parallel = Parallel(compile=compiled)
+    model.backbone.register_forward_pre_hook(lambda module, given: seen.append(given[2].kept))
+    model.predictor(model.encode_prompts(["a red circle"]))(torch.randn(1, 4, 4, 4), torch.tensor([0.5]))
+    assert (seen == [None]) == compiled
 
 
 def test_nothing_is_built_before_training_asks_for_it(unbuilt: TextToImage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from experiments import speed_gpu
 from experiments.speed_gpu import Setting, blocks, run
+from lidit.models.lidit import LIDiTBlock
 
 
 @pytest.fixture
@@ -59,5 +61,11 @@ def test_the_deepest_stack_that_fits_is_found(room: int, tmp_path: Path, monkeyp
     assert max((each["blocks"] for each in fitting), default=0) == room
 
 
-def test_a_stack_runs(small: None) -> None:
-    assert speed_gpu.stack_seconds(2, 1, 32, torch.device("cpu")) > 0
+def test_a_stack_runs_and_is_gone_before_the_next(small: None) -> None:
+    def alive() -> int:
+        return sum(type(each) is LIDiTBlock for each in gc.get_objects())
+
+    before = alive()
+    for depth in (4, 1):
+        assert speed_gpu.stack_seconds(depth, 1, 32, torch.device("cpu")) > 0
+    assert alive() - before <= 1
