@@ -2,12 +2,13 @@
 
     lidit table experiments/figure2_understanding.py run
 
-Cost: mini, 6 runs a seed, four of them shared with Tables 2, 3 and 6; paper, 8 x 300k steps of batch 256 at 256 px.
+Cost: mini, 6 runs a seed, all shared with Tables 2, 3 and 6; paper, 9 x 300k steps of batch 256 at 256 px.
 
 Ours deviates: the miniature's measure of understanding is a held-out question set about scene language
 (`experiments/scene_questions.py`: four descriptions of a caption, chance 25 %), where the paper's is MMLU. At paper
-scale the x axis is left to the models' published MMLU. The figure's numbers are not printed in the paper, so only its
-order is compared.
+scale the x axis is left to the models' published MMLU. The row of Qwen1.5-7B as it is is ours. The figure's numbers
+are not printed in the paper, so only its order is compared. The miniature's own deviations are those of
+`experiments/setting.py`.
 """
 
 from experiments.setting import FIT, SETTING, T2I_AVERAGE, row

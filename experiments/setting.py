@@ -1,4 +1,11 @@
-"""What the tables share: the two scales, the LLMs by their names in the paper, and rows in the paper's words."""
+"""What the tables share: the two scales, the LLMs by their names in the paper, and rows in the paper's words.
+
+The miniature deviates from the paper's setting, in all tables alike: the world, the judge and its prompts are drawn
+ones; the average that stands for T2I-CompBench's attributes is over colour, shape, texture and spatial relations;
+features are whitened, the instruction is cut before the refiners and not after, and training begins with the bundled
+backbone, made with two other LLMs, of which only what reads text goes on learning
+(`experiments/configs/mini_ablation.yaml`).
+"""
 
 from __future__ import annotations
 

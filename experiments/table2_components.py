@@ -4,8 +4,8 @@
 
 Cost: mini, 5 runs a seed of some minutes each on two CPU cores; paper, 5 x 300k steps of batch 256 at 256 px.
 
-Ours deviates: Tables 3 and 4 fix which row has which LLM: rows without the instruction read the base LLM, rows with it
-the multi-modal one. Judges and prompts of the miniature are the twins' own, so only the order compares.
+Ours deviates: Tables 3 and 4 fix which row has which LLM: rows without the instruction read the base LLM, rows with
+it the multi-modal one. The miniature's own deviations are those of `experiments/setting.py`.
 """
 
 from experiments.setting import COLUMNS, SETTING, row

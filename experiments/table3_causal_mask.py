@@ -4,8 +4,9 @@
 
 Cost: mini, 7 runs a seed of some minutes each on two CPU cores; paper, 7 x 300k steps of batch 256 at 256 px.
 
-Ours deviates: the paper does not say which T5; T5 v1.1 XL stands for it. Decoder-only LLMs are base models, read at the
-third-to-last block; T5 is read after its last.
+Ours deviates: the paper does not say which T5; T5 v1.1 XL stands for it. Decoder-only LLMs are base models, read at
+the third-to-last block; T5 is read after its last. The miniature's own deviations are those of
+`experiments/setting.py`.
 """
 
 from experiments.setting import COLUMNS, SETTING, row

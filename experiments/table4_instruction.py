@@ -4,8 +4,9 @@
 
 Cost: mini, 4 runs a seed of some minutes each on two CPU cores; paper, 4 x 300k steps of batch 256 at 256 px.
 
-Ours deviates: a base model has no chat template, so it reads instruction and caption as plain text; the multi-modal one
-reads both in its own template, also where the instruction is left out.
+Ours deviates: a base model has no chat template, so it reads instruction and caption as plain text; the multi-modal
+one reads both in its own template, also where the instruction is left out. The miniature's own deviations are those
+of `experiments/setting.py`.
 """
 
 from experiments.setting import COLUMNS, SETTING, row

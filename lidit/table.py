@@ -4,8 +4,9 @@
     experiments/results/TABLE.json    what `score` collects from the runs: the only input of `report`
     experiments/results/TABLE.md      and TABLE-SCALE.png, experiments/README.md: what `report` writes
 
-A run's folder is named by all that decides its result, so a row that several tables share is trained once, and a run
-whose recipe has been changed since is not taken for this one.
+A run's folder is named by its recipe, so a row that several tables share is trained once, and a run whose recipe has
+been changed since is not taken for this one. How pictures are drawn and which bundled weights there are is not in the
+name: who changes these removes the runs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
+from lidit import signals, state
 from lidit.table_file import TRAINING, Row, Table, as_line, as_word, read_table
 
 RUNS = "runs/tables"
@@ -102,8 +106,9 @@ class Run:
             return [Piece("score", words, done)]
         drawn = ["lidit", "sample", "--benchmark", benchmark, "--checkpoint", str(self.checkpoint), "--out", str(out)]
         drawn += ["--seed", str(1000 * self.seed)]
+        own_options = shlex.split(self.row.sample)
         return [
-            Piece("sample", [*drawn, *_options(setting.get("sample", {}), benchmark)], done),
+            Piece("sample", [*drawn, *_options(setting.get("sample", {}), benchmark), *own_options], done),
             Piece("score", ["lidit", "score", str(out), *_options(setting.get("score", {}), benchmark)], done),
         ]
 
@@ -165,10 +170,11 @@ def plan(found: list[Run], stage: str | None, options: list[str]) -> None:
 
 
 def run(found: list[Run], stage: str | None, options: list[str]) -> None:
-    """Do what is missing, run after run; one that fails is named, and the rest goes on.
+    """Do what is missing, run after run; one that fails is named, and the rest goes on. Told to stop, it stops.
 
     Raises:
-        ValueError: naming the runs that did.
+        SystemExit: told to stop; the training has saved, and the same command goes on with it.
+        ValueError: naming the runs that failed.
     """
     prepared: set[str] = set()
     failed = []
@@ -179,7 +185,7 @@ def run(found: list[Run], stage: str | None, options: list[str]) -> None:
             continue
         print(f"[{i}/{len(found)}] {each.name}: {each.folder}", flush=True)
         for words in together(todo):
-            if code := subprocess.run(words).returncode:
+            if code := attended(words):
                 print(f"[{i}/{len(found)}] {each.name}: failed with exit code {code}", file=sys.stderr, flush=True)
                 failed.append(each.name)
                 break
@@ -187,6 +193,30 @@ def run(found: list[Run], stage: str | None, options: list[str]) -> None:
             prepared |= {as_line(piece.words) for piece in todo if piece.stage == "prepare"}
     if failed:
         raise ValueError(f"{len(failed)} of {len(found)} runs failed: {'; '.join(failed)}; what they said is above")
+
+
+def attended(words: list[str]) -> int:
+    """The exit code of a process; what asks this one to stop is passed on to it.
+
+    Raises:
+        SystemExit: one of them was asked.
+    """
+    with subprocess.Popen(words) as process:
+        asked = []
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+            process.send_signal(number)
+
+        before = {number: signal.signal(number, pass_on) for number in signals.SIGNALS}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if asked or code == state.STOPPED_CODE:
+        raise SystemExit(state.STOPPED_CODE)
+    return code
 
 
 def together(pieces: list[Piece]) -> list[list[str]]:

@@ -5,7 +5,8 @@ the names of scales as keys, at any depth, and a row or column whose value is No
 
     SETTING  {scale: {config, prepare, cache, sample, score, commands}}; see `experiments/setting.py`. In a benchmark's
              own command, OUT is the folder for its scores.json, RUN that of the run, LLMS the row's LLMs
-    ROWS     {label: {key of the recipe: value}}; the key `config` names another recipe than the setting's
+    ROWS     {label: {key of the recipe: value}}; the key `config` names another recipe than the setting's, and `sample`
+             holds options for drawing that stand over the setting's
     COLUMNS  {label: (benchmark, score in its scores.json, factor to the column's unit)}; of the benchmark `record`, a
              number that the training itself has left
     PAPER    {label: {column: the paper's number}}, also of rows that only the paper has
@@ -44,11 +45,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """What a row trains: a recipe, and the keys that differ."""
+    """What a row trains: a recipe, and the keys that differ; and with what options its pictures are drawn."""
 
     label: str
     config: str
     keys: dict[str, Any]
+    sample: str = ""
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ class Row:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that decides the result but the seed: rows of several tables that are the same are trained once."""
+        """Of all that the training reads but the seed: rows of several tables that are the same are trained once."""
         return hashlib.sha256(json.dumps([self.recipe, self.keys], sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -178,7 +180,8 @@ def as_line(words: list[str]) -> str:
 
 
 def _row(label: str, keys: dict[str, Any], config: str) -> Row:
-    return Row(label, keys.get("config", config), {key: value for key, value in keys.items() if key != "config"})
+    own = {key: value for key, value in keys.items() if key not in ("config", "sample")}
+    return Row(label, keys.get("config", config), own, keys.get("sample", ""))
 
 
 def _check_claims(table: Table, rows: set[str], columns: set[str]) -> None:

@@ -126,9 +126,8 @@ def report(file: Path, results: Path) -> None:
     text = text_of(file, results)
     (results / f"{file.stem}.md").write_text(text)
     print(text)
-    others = [other for other in tables_in(file.parent) if (results / f"{other.stem}.json").is_file()]
     board = file.parent / "README.md"
-    board.write_text(_board(file.parent, others, results))
+    board.write_text(_board(file.parent, results))
     print(f"{results / file.stem}.md, {board}")
 
 
@@ -166,7 +165,7 @@ def markdown(table: Table, numbers: Numbers, runs: list[dict]) -> list[str]:
                 cells.append("" if printed is None else f"{printed:g}")
         seeds = max((len(values) for values in numbers.get(row, {}).values()), default=0)
         lines.append(f"| {row} | {' | '.join(cells)} | {seeds or ''} |")
-    return ["\n".join(lines), *_claims(table, numbers), *_taus(table, numbers), _made(runs)]
+    return ["\n".join(lines), *_claims(table, numbers), *_taus(table, numbers), _made(table, runs)]
 
 
 def number(values: list[float | int]) -> str:
@@ -181,13 +180,13 @@ def _claims(table: Table, numbers: Numbers) -> list[str]:
     orders = [order for order in found if order is not None]
     if not orders:
         return []
-    lines = ["| the paper says | paper | ours | |", "| --- | ---: | ---: | --- |"]
+    lines = ["| what is claimed | paper | ours | |", "| --- | ---: | ---: | --- |"]
     for o in orders:
         paper = "" if o.paper is None else f"{o.paper:+.1f}"
         lines.append(f"| {o.column}: {o.better} > {o.worse} | {paper} | {o.ours:+.1f} | {o.verdict} |")
     held = sum(order.holds for order in orders)
     left = f"; {len(found) - len(orders)} were not measured" if len(found) > len(orders) else ""
-    return [f"{held} of {len(orders)} of the paper's orders hold{left}.", "\n".join(lines)]
+    return [f"{held} of {len(orders)} of these orders hold{left}.", "\n".join(lines)]
 
 
 def _taus(table: Table, numbers: Numbers) -> list[str]:
@@ -202,9 +201,9 @@ def _taus(table: Table, numbers: Numbers) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _made(runs: list[dict]) -> str:
+def _made(table: Table, runs: list[dict]) -> str:
     """How the runs came about, in a line; and a warning where they do not belong together."""
-    commits = sorted({str(run["commit"])[:9] for run in runs})
+    commits = sorted({str(run["commit"])[:9] + " with changes" * str(run["commit"]).endswith("-dirty") for run in runs})
     machines = sorted({run["machine"] for run in runs})
     steps = sorted({run["steps"] for run in runs})
     seconds = mean(run["seconds"] for run in runs)
@@ -212,12 +211,16 @@ def _made(runs: list[dict]) -> str:
         f"{len(runs)} runs of {', '.join(map(str, steps))} steps, {seconds / 60:.1f} minutes of training each on "
         f"{'; '.join(machines)}; commit {', '.join(commits)}."
     )
-    return text + (" **Rows were trained for different numbers of steps.**" if len(steps) > 1 else "")
+    text += " **Rows were trained for different numbers of steps.**" if len(steps) > 1 else ""
+    now = {row.label: row.digest for row in table.rows}
+    earlier = dict.fromkeys(run["row"] for run in runs if run["digest"] != now[run["row"]])
+    return text + (f" Of a recipe that has been changed since: {', '.join(earlier)}." if earlier else "")
 
 
 def draw(table: Table, numbers: Numbers, path: Path) -> None:
     """The picture: bars beside the paper's, lines over the columns, or a scatter."""
-    {"bars": _bars, "lines": _lines, "scatter": _scatter}[table.plot](table, numbers)
+    plot = "bars" if table.plot == "scatter" and len(table.columns) < 2 else table.plot
+    {"bars": _bars, "lines": _lines, "scatter": _scatter}[plot](table, numbers)
     plt.suptitle(table.name + ", " + TITLES[table.scale].lower(), fontsize=10)
     plt.tight_layout()
     plt.savefig(path, dpi=100, metadata={"Software": None})
@@ -257,7 +260,7 @@ def _lines(table: Table, numbers: Numbers) -> None:
 
 
 def _scatter(table: Table, numbers: Numbers) -> None:
-    x, y = [*table.columns, *table.columns][:2]
+    x, y = [*table.columns][:2]
     plt.figure(figsize=(6, 4))
     for row, measured in numbers.items():
         if x in measured and y in measured:
@@ -268,23 +271,27 @@ def _scatter(table: Table, numbers: Numbers) -> None:
     plt.ylabel(y)
 
 
-def _board(folder: Path, files: list[Path], results: Path) -> str:
-    """README.md: which claims hold, then every table."""
-    lines = ["| | claim | scale | orders that hold |", "| --- | --- | --- | ---: |"]
+def _board(folder: Path, results: Path) -> str:
+    """README.md: which claims hold, then every table that was run."""
+    lines = ["| | claim | scale | orders that hold | not measured |", "| --- | --- | --- | ---: | ---: |"]
     parts = []
-    for file in files:
-        parts.append(text_of(file, results).replace("](", f"]({results.relative_to(folder)}/").rstrip())
+    for file in tables_in(folder):
+        held: dict[str, str] = {}
         for scale in SCALES:
             table = read_table(file, scale)
             numbers, _ = read_numbers(table, results)
             orders = [order for claim in table.claims if (order := compare(table, numbers, *claim))]
             if numbers:
-                held = f"{sum(order.holds for order in orders)} of {len(orders)}"
-                lines.append(f"| [{file.stem}]({file.name}) | {table.claim} | {scale} | {held} |")
+                left = len(table.claims) - len(orders)
+                held[scale] = f"{sum(order.holds for order in orders)} of {len(orders)} | {left or ''}"
+        if held:
+            parts.append(text_of(file, results).replace("](", f"]({results.relative_to(folder)}/").rstrip())
+        for scale, said in (held or {"": "not run | "}).items():
+            lines.append(f"| [{file.stem}]({file.name}) | {table.claim} | {scale} | {said} |")
     head = (
         "# The paper's tables and figures\n\nWritten by `lidit table FILE report` from `results/`; do not edit. Numbers"
-        " are means over seeds ± standard deviation, in per cent, beside the paper's. In miniature the judge, the"
-        " prompts and the models are small ones of a drawn world: the order of rows compares, not the numbers. An"
+        " are means over seeds ± standard deviation, the judge's in per cent, beside the paper's. In miniature the judge,"
+        " the prompts and the models are small ones of a drawn world: the order of rows compares, not the numbers. An"
         f" order holds clearly where the difference is above {CLEAR:g} standard errors of the spread between seeds.\n\n"
         "Table 7 is `configs/lidit_1b.yaml` and `configs/lidit_10b.yaml`, checked by `tests/test_paper.py`; Figure 6,"
         " the human evaluation, is [`lidit study`](../docs/human_study.md)."

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -162,12 +166,12 @@ def test_what_differs_between_scales_is_found_at_any_depth() -> None:
 
 
 class Pretend:
-    """In place of subprocess: leaves what the commands would, and remembers them; some rows fail."""
+    """In place of processes: leaves what the commands would, and remembers them; some rows fail."""
 
     def __init__(self, fails: str = "nothing"):
         self.fails, self.commands = fails, []
 
-    def run(self, words: list[str]) -> subprocess.CompletedProcess:
+    def __call__(self, words: list[str]) -> int:
         argvs = json.loads(words[-1]) if words[1] == "-c" else [words[3:]]
         self.commands += argvs
         code = 0
@@ -184,7 +188,7 @@ class Pretend:
                 Path(out).mkdir(exist_ok=True)
                 found = {"name": "judge", "images_scored": 8, "scores": {"overall": 0.25, "loss": 0.3}}
                 (Path(out) / "scores.json").write_text(json.dumps(found))
-        return subprocess.CompletedProcess(words, code)
+        return code
 
     def trained(self) -> int:
         return sum(argv[0] == "fit" for argv in self.commands)
@@ -195,7 +199,7 @@ RECORD = {"commit": "abc", "versions": {}, "machine": "a laptop", "steps": 2000,
 
 def pretend(monkeypatch: pytest.MonkeyPatch, fails: str = "nothing") -> Pretend:
     pretended = Pretend(fails)
-    monkeypatch.setattr(verb, "subprocess", pretended)
+    monkeypatch.setattr(verb, "attended", pretended)
     return pretended
 
 
@@ -237,6 +241,54 @@ def test_a_row_that_fails_is_named_and_the_rest_goes_on(
     assert sorted(run["row"] for run in runs) == sorted(row.label for row in read_table(COMPONENTS, "mini").rows[:4])
     assert runs[0]["scores"] == {"T2I-CompBench": 25.0, "DPG-Bench": 25.0, "held-out fit": -30.0}
     assert {"config", "keys", "seed", "commit", "versions", "steps", "seconds", "machine", "digest"} <= set(runs[0])
+
+
+def test_told_to_stop_it_stops_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, popen = [], subprocess.Popen
+    monkeypatch.setattr(verb, "together", lambda pieces: [[sys.executable, "-c", STOPPED]])
+    monkeypatch.setattr(verb.subprocess, "Popen", lambda words: begun.append(words) or popen(words))
+    assert main(["table", str(COMPONENTS), "run", "--runs", str(tmp_path)]) == 75
+    assert len(begun) == 1
+
+
+STOPPED = "import sys; sys.exit(75)"
+WAITING = (
+    "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3)); "
+    "open(sys.argv[1], 'w').close(); time.sleep(60)"
+)
+
+
+def test_a_wish_to_stop_is_passed_on(tmp_path: Path) -> None:
+    def ask() -> None:
+        while not (tmp_path / "waits").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    threading.Thread(target=ask).start()
+    with pytest.raises(SystemExit) as stopped:
+        verb.attended([sys.executable, "-c", WAITING, str(tmp_path / "waits")])
+    assert stopped.value.code == 75
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert verb.attended([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
+
+
+def test_a_row_may_be_drawn_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", str(EXPERIMENTS / "table1_main.py"), "plan", "--scale", "paper", "--stage", "sample"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    sizes = {line.split("step-")[1][:8]: re.findall(r"--size (\S+)", line)[-1] for line in lines}
+    assert sorted(sizes.values()) == ["256x256", "512x512"]
+    assert main(["table", str(EXPERIMENTS / "table1_main.py"), "plan", "--scale", "paper", "--stage", "fit"]) == 0
+    assert "--sample" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_row_learns_to_draw(file: Path) -> None:
+    """What begins at zero is trained, or comes with weights of another run."""
+    for row in read_table(file, "mini").rows:
+        begins = row.keys.get("start_from", row.recipe.get("start_from"))
+        if begins is None and row.keys.get("model.trained", row.recipe["model"].get("trained")) is not None:
+            pytest.fail(f"{row.label} begins anew and trains a part alone")
 
 
 def test_a_recipe_that_was_changed_is_another_run(tmp_path: Path) -> None:
@@ -292,7 +344,13 @@ def reported(tmp_path: Path) -> Path:
     for stem, rows in {"table2_components": 5, "figure2_understanding": 6, "figure3_positional_bias": 2}.items():
         table = read_table(folder / f"{stem}.py", "mini")
         runs = [
-            {"scale": "mini", "row": row.label, "seed": seed, "scores": dict.fromkeys(table.columns, 30 + 5 * i + seed)}
+            {
+                "scale": "mini",
+                "row": row.label,
+                "seed": seed,
+                "digest": "another" if row.label == "none" else row.digest,
+            }
+            | {"scores": dict.fromkeys(table.columns, 30 + 5 * i + seed)}
             | RECORD
             for i, row in enumerate(table.rows[:rows])
             for seed in range(2)
@@ -305,15 +363,18 @@ def test_a_report_says_what_was_measured_beside_the_paper(reported: Path) -> Non
     assert main(["table", str(reported / "table2_components.py"), "report"]) == 0
     text = (reported / "results/table2_components.md").read_text()
     assert "| none | 30.5 ± 0.7 | 38.72 | 30.5 ± 0.7 | 66.15 | 30.5 ± 0.7 |  | 2 |" in text
-    assert "12 of 12 of the paper's orders hold." in text
+    assert "12 of 12 of these orders hold." in text
     assert "Kendall's tau 1.00" in text
     assert "abc" in text
+    assert "Of a recipe that has been changed since: none." in text
     board = (reported / "README.md").read_text()
-    assert "| mini | 12 of 12 |" in board
+    assert "| mini | 12 of 12 |  |" in board
+    assert re.search(r"table1_main.py\) \| .* \|  \| not run \|", board)
     assert "(results/table2_components-mini.png)" in board
     assert main(["table", str(reported / "figure3_positional_bias.py"), "report"]) == 0
     assert (reported / "results/figure3_positional_bias-mini.png").is_file()
     assert "2 were not measured" in (reported / "results/figure3_positional_bias.md").read_text()
+    assert "| mini | 1 of 2 | 2 |" in (reported / "README.md").read_text()
 
 
 def test_reporting_again_changes_no_byte(reported: Path) -> None:
@@ -339,15 +400,15 @@ def test_the_committed_reports_are_those_of_the_committed_results(tmp_path: Path
     assert (copy / "README.md").read_text() == (EXPERIMENTS / "README.md").read_text()
 
 
-def in_this_process(words: list[str]) -> subprocess.CompletedProcess:
+def in_this_process(words: list[str]) -> int:
     """A command of the table without the seconds that a new interpreter takes."""
     if words[1:3] == ["-m", "lidit"]:
-        return subprocess.CompletedProcess(words, main(words[3:]))
+        return main(words[3:])
     if words[1] == "-c":
-        return subprocess.CompletedProcess(words, next(filter(None, map(main, json.loads(words[-1]))), 0))
+        return next(filter(None, map(main, json.loads(words[-1]))), 0)
     modules = {module.__name__: module for module in MODULES}
     call(modules[words[2]].score, words[2], words[4:])
-    return subprocess.CompletedProcess(words, 0)
+    return 0
 
 
 @pytest.fixture
@@ -408,7 +469,7 @@ def run_a_row(file: Path, folder: Path, runs: Path, place: int, changes: dict[st
 def test_a_row_of_each_table_runs_is_scored_and_reported(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "subprocess", type("InProcess", (), {"run": staticmethod(in_this_process)}))
+    monkeypatch.setattr(verb, "attended", in_this_process)
     folder = tmp_path / "experiments"
     folder.mkdir()
     places = {
@@ -428,7 +489,7 @@ def test_a_row_of_each_table_runs_is_scored_and_reported(
 def test_a_row_of_the_adapters_table_adapts_the_bundled_unet(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "subprocess", type("InProcess", (), {"run": staticmethod(in_this_process)}))
+    monkeypatch.setattr(verb, "attended", in_this_process)
     recipe = yaml.safe_load((EXPERIMENTS / "configs/llmdiff_mini.yaml").read_text())
     shards = yaml.safe_load(tiny_recipe.read_text())["data"]["train"]
     recipe["data"] |= {"train": shards, "batch_size": 8}
@@ -448,8 +509,8 @@ def test_commands_run_in_processes_and_neighbours_share_one(tmp_path: Path, monk
     made = [f"lidit prep shard --out {tmp_path}/{name} --count 2 --workers 1" for name in ("a", "b")]
     monkeypatch.setitem(setting.SETTING, "mini", {**setting.SETTING["mini"], "prepare": made, "cache": None})
     processes = []
-    run = subprocess.run
-    monkeypatch.setattr(verb.subprocess, "run", lambda words: processes.append(words) or run(words))
+    attended = verb.attended
+    monkeypatch.setattr(verb, "attended", lambda words: processes.append(words) or attended(words))
     asked = ["--runs", str(tmp_path / "runs"), "--rows", "[none]", "--stage", "prepare"]
     assert main(["table", str(COMPONENTS), "run", *asked]) == 0
     assert len(processes) == 1

@@ -76,8 +76,9 @@ def machine(ranks: int) -> str:
 
 
 def commit() -> str | None:
-    """The source's commit, where it lies in a git repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The source's commit, where it lies in a git repository; `-dirty` after it: changed and not committed."""
+    describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
