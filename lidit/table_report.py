@@ -290,9 +290,10 @@ def _board(folder: Path, results: Path) -> str:
             lines.append(f"| [{file.stem}]({file.name}) | {table.claim} | {scale} | {said} |")
     head = (
         "# The paper's tables and figures\n\nWritten by `lidit table FILE report` from `results/`; do not edit. Numbers"
-        " are means over seeds ± standard deviation, the judge's in per cent, beside the paper's. In miniature the judge,"
-        " the prompts and the models are small ones of a drawn world: the order of rows compares, not the numbers. An"
-        f" order holds clearly where the difference is above {CLEAR:g} standard errors of the spread between seeds.\n\n"
+        " are means over seeds ± standard deviation, the judge's in per cent, beside the paper's. In miniature the"
+        " judge, the prompts and the models are small ones of a drawn world: the order of rows compares, not the"
+        f" numbers. An order holds clearly where the difference is above {CLEAR:g} standard errors of the spread"
+        " between seeds.\n\n"
         "Table 7 is `configs/lidit_1b.yaml` and `configs/lidit_10b.yaml`, checked by `tests/test_paper.py`; Figure 6,"
         " the human evaluation, is [`lidit study`](../docs/human_study.md)."
     )

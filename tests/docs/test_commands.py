@@ -38,7 +38,7 @@ class Parsed(fit.RecipeCLI):
     """Lightning's command line up to the point where something would be built."""
 
     def before_instantiate_classes(self) -> None:
-        fit.put_preset_in_place(self.given.model)
+        fit.put_preset_in_place(self.given.model, self.said)
 
     def instantiate_classes(self) -> None:
         pass
