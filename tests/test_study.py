@@ -313,6 +313,20 @@ def test_an_answer_that_is_none_is_refused(browser: Callable, store: Store, said
     assert store.votes() == []
 
 
+def test_a_vote_that_could_not_be_kept_is_said(
+    browser: Callable, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    person = agreed(browser())
+    monkeypatch.setattr(Store, "vote", full)
+    said = person.post("/pair/1", data=VOTE)
+    assert said.status_code == 503
+    assert "What you sent could not be kept." in said.text
+    assert "database or disk is full" in capsys.readouterr().err
+
+
 def test_there_is_no_vote_on_a_pair_that_is_none(browser: Callable, store: Store) -> None:
     person = agreed(browser())
     for pair in ("5", "-1", str(2**70), "9" * 5000, "1.5", "one"):

@@ -12,6 +12,8 @@ get prompts, random names and numbers of pairs, and nothing else.
 
 from __future__ import annotations
 
+import sqlite3
+import sys
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -67,7 +69,7 @@ def application(store: Store, contact: str = "") -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=secured)],
-        exception_handlers={HTTPException: problem},
+        exception_handlers={HTTPException: problem, sqlite3.Error: unkept},
     )
     app.state.store, app.state.contact = store, contact
     app.state.cookie = f"rater-{digest(store.settings['begun'])[:8]}"  # browsers share cookies between ports
@@ -178,6 +180,13 @@ async def problem(request: Request, error: Exception) -> Response:
     response = _html("problem.html", message=error.detail)
     response.status_code = error.status_code
     return response
+
+
+async def unkept(request: Request, error: Exception) -> Response:
+    """The database could not be read or written; nothing that was kept before is lost."""
+    print(f"lidit: the study's database does not answer: {error}", file=sys.stderr, flush=True)
+    lost = "What you sent could not be kept. Go back and send it again; if that fails, tell who runs the study."
+    return await problem(request, HTTPException(503, lost))
 
 
 def _store(request: Request) -> Store:
