@@ -7,11 +7,10 @@ attention keeps less than a CPU's. Buffers of NCCL and the allocator's gaps are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
-from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL
@@ -21,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lidit.activations import INSTRUCTION, forward, kept_by_recomputing
 from lidit.callbacks.ema import EMA
-from lidit.callbacks.samples import FixedPrompts
 from lidit.callbacks.throughput import FORWARD_AND_BACKWARD
 from lidit.data.cache import has_features, has_latents
 from lidit.models.flops import backbone_flops, prompt_encoder_flops
@@ -31,7 +29,7 @@ from lidit.models.vae import FrozenVAE
 from lidit.module import TextToImage, freeze
 from lidit.optimizers import is_muons
 from lidit.parallel import choose, units
-from lidit.strategy import NAME, Sharded
+from lidit.strategy import NAME, Sharded, to_do_without
 
 GB = 1e9
 FLOAT32 = 4  # bytes of each weight, gradient and what the optimizer and the average keep
@@ -147,7 +145,7 @@ def planned(given: Namespace, model: TextToImage) -> Plan:
         kept = kept_by_recomputing(backbone, encoder, run, {0, 1, 2, given.parallel.checkpoint_every})
     trained = {name: p for name, p in parts.named_parameters() if p.requires_grad}
     muon = model.optimizer == "muon"
-    uncached = {what: without(given, has) for what, has in (("features", has_features), ("latents", has_latents))}
+    uncached = {what: to_do_without(given, has) for what, has in (("features", has_features), ("latents", has_latents))}
     loaded = model.llms if uncached["features"] else []
     length = [INSTRUCTION + n for n in tokens]
     text = sum(length if encoder.truncate == "never" else tokens)
@@ -183,20 +181,6 @@ def planned(given: Namespace, model: TextToImage) -> Plan:
 def captions(given: Namespace, model: TextToImage) -> list[int]:
     """For each LLM, tokens of a caption."""
     return [min(given.tokens or llm.prompts.max_tokens, llm.prompts.max_tokens) for llm in model.llms]
-
-
-def without(given: Namespace, has: Callable[[Any], bool]) -> list[str]:
-    """What it takes for a run to do without frozen models of a kind; nothing: it does.
-
-    Args:
-        given: the recipe.
-        has: whether a cache has what they would compute.
-    """
-    found = [] if has(given.data.cache) else ["data.cache"]
-    validates = given.data.val and given.trainer.limit_val_batches != 0
-    found += ["data.val_cache"] if validates and not has(given.data.val_cache) else []
-    drawing = [type(each).__name__ for each in given.trainer.callbacks or [] if isinstance(each, FixedPrompts)]
-    return found + [f"no callback {name}" for name in dict.fromkeys(drawing)]
 
 
 def passes(part: nn.Module, upstream: bool) -> int:

@@ -8,7 +8,7 @@ averaged weights in its checkpoints. `chosen_strategy` says when it is taken wit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
+from lidit.callbacks.samples import FixedPrompts
 from lidit.checkpoint import RECORD, record
 from lidit.data.cache import has_features
 from lidit.module import TextToImage
@@ -194,11 +195,25 @@ def chosen_strategy(model: TextToImage, given: Namespace) -> dict[str, str | Sha
         return {}
     parameters = sum(p.numel() for p in model.skeleton().parameters())
     ema = any(isinstance(callback, EMA) for callback in trainer.callbacks or [])
-    loaded = [] if has_features(given.data.cache) else [llm for llm in model.llms if not llm.sharded]
+    loaded = [llm for llm in model.llms if not llm.sharded] if to_do_without(given, has_features) else []
     frozen = sum(llm.nbytes for llm in loaded)
     name, why = choose(parameters, ema, memory(ranks.strategy.root_device, ranks.num_devices), frozen)
     rank_zero_info(f"Strategy {name}: {why}. Say --trainer.strategy to choose yourself.")
     return {"strategy": Sharded() if name == NAME else name}
+
+
+def to_do_without(given: Namespace, has: Callable[[Any], bool]) -> list[str]:
+    """What it takes for a run to do without frozen models of a kind; nothing: it does.
+
+    Args:
+        given: the recipe.
+        has: whether a cache has what they would compute.
+    """
+    found = [] if has(given.data.cache) else ["data.cache"]
+    validates = given.data.val and given.trainer.limit_val_batches != 0
+    found += ["data.val_cache"] if validates and not has(given.data.val_cache) else []
+    drawing = [type(each).__name__ for each in given.trainer.callbacks or [] if isinstance(each, FixedPrompts)]
+    return found + [f"no callback {name}" for name in dict.fromkeys(drawing)]
 
 
 def memory(device: torch.device, ranks: int) -> int:

@@ -29,6 +29,10 @@ from transformers import (
 )
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# A fake tensor makes torch believe in a CUDA device. If the first backward pass of a process comes after that, torch
+# starts a thread for the device, and processes that are forked later cannot train.
+if not torch.cuda.is_available():
+    torch.ones(1, requires_grad=True).backward()
 # shapes and types of every call are checked; as an option of pytest it would come after the conftests of subfolders,
 # which import lidit, when a subfolder is tested alone
 install_import_hook("lidit", "beartype.beartype")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.multiprocessing import start_processes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -207,6 +208,17 @@ def test_of_several_switches_only_those_that_are_needed_are_named() -> None:
 def test_numbers_that_make_no_sense_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", *MINI, *words]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, a process that has trained forks no other")
+def test_a_process_that_planned_forks_ones_that_train() -> None:
+    with FakeTensorMode():
+        torch.ones(1)
+    train = torch.ones(1, requires_grad=True).backward
+    train()
+    (child,) = start_processes(lambda rank: train(), nprocs=1, join=False, start_method="fork").processes
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_a_unet_is_not_counted(capsys: pytest.CaptureFixture) -> None:
