@@ -49,7 +49,7 @@ def test_ddp_is_chosen_for_what_fits_and_the_reason_is_said(
 ) -> None:
     model = Pipeline.load(str(tiny_checkpoint)).model
     trainer = Namespace(strategy="auto", accelerator="cpu", devices=2, num_nodes=1, callbacks=[EMA()])
-    given = Namespace(trainer=trainer, ckpt_path=None, data=Namespace(cache=None))
+    given = Namespace(trainer=trainer, ckpt_path=None, data=Namespace(cache=None, val=None))
     with caplog.at_level("INFO"):
         assert chosen_strategy(model, given) == {"strategy": "ddp"}
     assert (
