@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -44,6 +44,23 @@ def release() -> None:
 def received() -> list[str]:
     """The names of the signals that came, in order."""
     return [signal.Signals(number).name for number in _received]
+
+
+@contextmanager
+def passed_on(send: Callable[[int], object]) -> Iterator[list[int]]:
+    """Within this, signals are sent on, to a process that does the work; gives those that came, in order."""
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        send(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _remember(number: int, frame: FrameType | None) -> None:

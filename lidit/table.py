@@ -14,13 +14,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from lidit import signals, state
@@ -105,10 +103,10 @@ class Run:
             words = [re.sub(r"\b(RUN|OUT|LLMS)\b", lambda named: given[named[1]], word) for word in shlex.split(own)]
             return [Piece("score", words, done)]
         drawn = ["lidit", "sample", "--benchmark", benchmark, "--checkpoint", str(self.checkpoint), "--out", str(out)]
-        drawn += ["--seed", str(1000 * self.seed)]
-        own_options = shlex.split(self.row.sample)
+        drawn += ["--seed", str(1000 * self.seed), *_options(setting.get("sample", {}), benchmark)]
+        drawn += shlex.split(self.row.sample)
         return [
-            Piece("sample", [*drawn, *_options(setting.get("sample", {}), benchmark), *own_options], done),
+            Piece("sample", drawn, done),
             Piece("score", ["lidit", "score", str(out), *_options(setting.get("score", {}), benchmark)], done),
         ]
 
@@ -201,19 +199,8 @@ def attended(words: list[str]) -> int:
     Raises:
         SystemExit: one of them was asked.
     """
-    with subprocess.Popen(words) as process:
-        asked = []
-
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
-            process.send_signal(number)
-
-        before = {number: signal.signal(number, pass_on) for number in signals.SIGNALS}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    with subprocess.Popen(words) as process, signals.passed_on(process.send_signal) as asked:
+        code = process.wait()
     if asked or code == state.STOPPED_CODE:
         raise SystemExit(state.STOPPED_CODE)
     return code

@@ -11,9 +11,8 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
-from lidit import state
+from lidit import signals, state
 from lidit.runs import first_error
 
 PORT = 29500  # where the ranks of several machines meet, unless another is chosen
@@ -59,19 +58,12 @@ def run(line: list[str], env: Mapping[str, str], folder: Path, port: int | None)
     command = [sys.executable, "-m", "torch.distributed.run", *line[1:]]
     begun = time.time()
     process = subprocess.Popen(command, env=dict(env))
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM)  # torchrun passes this one on to the ranks
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # torchrun has had it from the terminal, too
-        process.wait()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals.passed_on(lambda number: process.send_signal(signal.SIGTERM)):  # which torchrun passes on to the ranks
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # torchrun has had it from the terminal, too
+            process.wait()
+            raise
     if code:
         raise_for([rank for rank in state.read(folder) if rank.started >= begun], code)
 
