@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, PngImagePlugin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +22,7 @@ from lidit.assets import resolve
 from lidit.checkpoint import COMMITTED, check_shapes
 from lidit.checkpoint import read as read_checkpoint
 from lidit.module import TextToImage
+from lidit.pixels import to_uint8
 from lidit.samplers import guided, sampler_for, watched
 
 BUNDLED = "bundled:lidit"
@@ -138,12 +138,6 @@ def fit(side: int, step: int, up: bool) -> int:
     return max(1, -(-side // step) if up else side // step) * step
 
 
-def to_uint8(images: Float[Tensor, "b 3 h w"]) -> list[np.ndarray]:
-    """Images in [-1, 1] as uint8 (h w 3)."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
-
-
 def build(config: dict) -> TextToImage:
     """A TextToImage from the configuration a checkpoint or an exported folder carries; weights come later.
 
@@ -226,28 +220,6 @@ def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:
     if not (isinstance(record, dict) and isinstance(record.get("model"), dict)):
         raise ValueError(f"{folder / CONFIG} describes no model; write the folder again with `lidit export`")
     return record["model"], weights, record.get("prompts", [])
-
-
-def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
-    """Write a PNG with its prompt, seed and settings as text chunks, complete or not at all."""
-    text = PngImagePlugin.PngInfo()
-    for key, value in facts.items():
-        text.add_itxt(key, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Width and height of 'WIDTHxHEIGHT'."""
-    parts = size.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size is {size!r}: write WIDTHxHEIGHT in pixels, such as 64x64")
-    return int(parts[0]), int(parts[1])
 
 
 def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
