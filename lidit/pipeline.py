@@ -1,21 +1,17 @@
-"""From a checkpoint or an exported folder and prompts to images; and from a checkpoint to an exported folder."""
+"""From a checkpoint or an exported folder and prompts to images."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lidit.assets import resolve
@@ -220,45 +216,3 @@ def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:
     if not (isinstance(record, dict) and isinstance(record.get("model"), dict)):
         raise ValueError(f"{folder / CONFIG} describes no model; write the folder again with `lidit export`")
     return record["model"], weights, record.get("prompts", [])
-
-
-def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-    """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
-
-    Args:
-        checkpoint: of `lidit fit`.
-        out: folder to write; must not exist.
-        ema: the averaged weights instead of the trained ones.
-        dtype: of the stored weights.
-    """
-    if Path(out).exists():
-        raise ValueError(f"{out} exists; choose another folder or remove it first")
-    path = Path(checkpoint)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
-    config, weights, llms = read_checkpoint(path, ema)
-    model = build(config)
-    model.check_llms(llms, checkpoint)
-    model.check_weights(weights, checkpoint)
-    trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
-    record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
-    try:
-        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        save_file(converted(weights, trained, getattr(torch, dtype)), temporary / WEIGHTS)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    print(f"{out}: {count / 1e6:.1f}M parameters in {dtype}")
-
-
-def converted(weights: dict[str, Tensor], trained: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Trained weights in another precision, one after the other out of the given ones; buffers stay as they are."""
-    kept = {}
-    for name in list(weights):
-        weight = weights.pop(name)
-        kept[name] = (weight.to(dtype) if name in trained else weight).contiguous()
-    return kept
