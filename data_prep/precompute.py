@@ -24,9 +24,9 @@ from data_prep.processes import begin, own_device, replacing, share
 from lidit.data.cache import IDENTITY, KINDS, shard_file
 from lidit.data.index import ShardIndex
 from lidit.data.remote import Copies
-from lidit.data.transforms import to_tensor
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
+from lidit.pixels import to_tensor
 
 PROBED = 64  # captions whose tokens are counted, to estimate how many a character makes
 

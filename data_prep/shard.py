@@ -38,6 +38,7 @@ from data_prep.places import Cell
 from data_prep.processes import begin, replacing
 from data_prep.records import Record, digest, kept_keys
 from lidit.data.index import MANIFEST, index_path, read_index, scan
+from lidit.pictures import parse_size
 
 SOURCES = {"scenes": sources.scenes}
 SCENES = 20_000  # drawn where no count is given
@@ -106,18 +107,6 @@ def shard(
     _write_missing(folder, tars, work, pixels, workers)
     if source != "scenes":
         _report(folder, tars)
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Width and height of `96x64`.
-
-    Raises:
-        ValueError: it is not of that form.
-    """
-    width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise ValueError(f"size {size!r} is not of the form WIDTHxHEIGHT, for example 96x64")
-    return int(width), int(height)
 
 
 def write_tar(path: Path, records: Iterator[Record], sizes: Sizes = ()) -> None:

@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerFast
 
 from experiments.cards import versions, write_card
 from lidit.eval.suite import BenchmarkError, present, read_image
+from lidit.pixels import signed
 from lidit.scenes import benchmarks
 from lidit.scenes.corpus import Example, examples, texts
 from lidit.scenes.describe import dense_caption, short_caption
@@ -110,7 +111,7 @@ def batches(drawn: list[Example], size: int, dense_share: float, seed: int) -> I
                 (dense_caption if rng.random() < dense_share else short_caption)(drawn[j].scene, rng).text
                 for j in chosen
             ]
-            yield images[torch.from_numpy(chosen)].float() / 127.5 - 1, captions
+            yield signed(images[torch.from_numpy(chosen)]), captions
 
 
 def disturb(pixels: Tensor) -> Tensor:

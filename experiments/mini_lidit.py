@@ -19,7 +19,8 @@ import numpy as np
 from experiments.cards import versions, write_card
 from lidit.checkpoint import record
 from lidit.demo import as_png
-from lidit.pipeline import BUNDLED, Pipeline, export
+from lidit.export import export
+from lidit.pipeline import BUNDLED, Pipeline
 from lidit.scenes import benchmarks
 
 HEADLINE = "heldout"

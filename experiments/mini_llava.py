@@ -30,6 +30,7 @@ from transformers import (
 from experiments.cards import versions, write_card
 from experiments.mini_llm import IGNORE, Batch, batches, caption_documents, dialogue_documents, optimize, padded
 from lidit.models.llm import INSTRUCTION
+from lidit.pixels import signed
 from lidit.scenes.corpus import answer, examples
 
 IMAGE = "<image>"
@@ -88,9 +89,9 @@ def text_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int) ->
 def with_pictures(documents: list[Document], pad: int) -> Batch:
     """Token ids and labels (b l), and the pictures (m 3 h w) in [-1, 1] of those that have one."""
     pictures = [picture for *_, picture in documents if picture is not None]
-    pixels = torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(0, SIDE, SIDE, 3)
+    pixels = torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(0, SIDE, SIDE, 3, dtype=torch.uint8)
     ids, labels = padded([(ids, given) for ids, given, _ in documents], pad)
-    return ids, labels, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return ids, labels, signed(pixels.permute(0, 3, 1, 2))
 
 
 def answer_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:

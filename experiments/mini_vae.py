@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.cards import versions, write_card
+from lidit.pixels import signed, to_uint8
 from lidit.scenes.corpus import examples
 from lidit.scenes.draw import Scene, grid
 from lidit.scenes.judge import read
@@ -29,11 +30,6 @@ def images(seed: int, count: int, width: int, height: int, held: bool = False) -
     """Drawn scenes as uint8 (n 3 h w)."""
     drawn = [torch.from_numpy(e.image) for e in examples(seed, count, width, height, held)]
     return torch.stack(drawn).permute(0, 3, 1, 2).contiguous()
-
-
-def to_signed(pixels: Tensor) -> Tensor:
-    """From uint8 to float in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
 
 
 def train(
@@ -87,7 +83,7 @@ def train(
     start = time.time()
     for step in range(steps):
         pool = sets[0 if step % 2 == 0 else 1 + step // 2 % 2]
-        pixels = to_signed(pool[torch.randint(len(pool), (batch_size,))])
+        pixels = signed(pool[torch.randint(len(pool), (batch_size,))])
         with torch.autocast("cpu", torch.bfloat16):
             loss, error = vae_loss(vae, pixels, kl_weight, edge_weight)
         optimizer.zero_grad()
@@ -98,7 +94,7 @@ def train(
         if step % 100 == 0:
             print(f"step {step} loss {loss.item():.4f} psnr {psnr(error):.1f} {time.time() - start:.0f}s", flush=True)
     if not start:
-        normalise(vae, to_signed(sets[0][:512]))
+        normalise(vae, signed(sets[0][:512]))
     vae.half().save_pretrained(out)
 
 
@@ -164,9 +160,8 @@ def card(out: str = "lidit/assets/vae", count: int = 1000, seed: int = 10_000) -
     vae = AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32).eval()
     drawn = list(examples(seed, count, held=True))
     pixels = torch.stack([torch.from_numpy(e.image) for e in drawn]).permute(0, 3, 1, 2)
-    output = torch.cat([vae.decode(vae.encode(to_signed(p)).latent_dist.mode()).sample for p in pixels.split(50)])
-    restored = ((output.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    found = [read_right(e.scene, image) for e, image in zip(drawn, restored, strict=True)]
+    output = torch.cat([vae.decode(vae.encode(signed(p)).latent_dist.mode()).sample for p in pixels.split(50)])
+    found = [read_right(e.scene, image) for e, image in zip(drawn, to_uint8(output), strict=True)]
     write_card(
         Path(out),
         made_by=[
@@ -176,7 +171,7 @@ def card(out: str = "lidit/assets/vae", count: int = 1000, seed: int = 10_000) -
         seed=[0, 1],
         data=f"drawn scenes; measured on {count} held-out 64x64 scenes of seed {seed}",
         measured={
-            "psnr_db": round(psnr(F.mse_loss(output.clamp(-1, 1), to_signed(pixels))), 2),
+            "psnr_db": round(psnr(F.mse_loss(output.clamp(-1, 1), signed(pixels))), 2),
             "objects_read_by_the_judge": round(sum(found) / sum(len(e.scene.objects) for e in drawn), 4),
             "parameters": sum(p.numel() for p in vae.parameters()),
         },

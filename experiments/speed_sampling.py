@@ -26,7 +26,8 @@ from torch import Tensor
 from experiments.cards import versions
 from experiments.speed_data import machine
 from lidit.assets import resolve
-from lidit.pipeline import Pipeline, to_uint8
+from lidit.pipeline import Pipeline
+from lidit.pixels import to_uint8
 from lidit.scenes import benchmarks
 
 Row = dict[str, Any]

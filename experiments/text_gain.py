@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lidit.data.transforms import to_tensor
 from lidit.module import TextToImage
 from lidit.pipeline import Pipeline
+from lidit.pixels import to_tensor
 from lidit.scenes.corpus import Example, examples
 
 BATCH = 64

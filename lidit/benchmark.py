@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -21,13 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-
 from lidit.arguments import parse_functions, take
 from lidit.assets import resolve
 from lidit.callbacks.provenance import commit
 from lidit.eval.suite import BenchmarkError, Picture, Suite
-from lidit.pipeline import BUNDLED, Pipeline, parse_size, save_image
+from lidit.pictures import parse_size, save_image, tiled
+from lidit.pipeline import BUNDLED, Pipeline
 
 BENCHMARKS = {  # name: the module, or object in a module, with suite() and score()
     "geneval": "lidit.eval.geneval",
@@ -137,14 +135,6 @@ def draw(
             image = tiled([next(images) for _ in range(picture.tiles)])
             save_image(image, run / picture.path, {"prompt": picture.prompt, "sample": picture.sample, **settings})
     print(f"{run}: done", flush=True)
-
-
-def tiled(images: list[np.ndarray]) -> np.ndarray:
-    """Images side by side in a square, row by row (h w 3)."""
-    side = math.isqrt(len(images))
-    if side * side != len(images):
-        raise ValueError(f"{len(images)} tiles make no square")
-    return np.concatenate([np.concatenate(images[i * side : (i + 1) * side], 1) for i in range(side)])
 
 
 def report(runs: list[str], out: str | None = None) -> None:

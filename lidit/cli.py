@@ -33,7 +33,7 @@ VERBS = {  # verb: (the function that does it, what it does)
     "launch slurm": ("lidit.launch:slurm", "submit a command as a job of Slurm, or print the job's script"),
     "doctor": ("lidit.doctor:main", "versions, devices, disk, bundled parts: what is missing for what, for an issue"),
     "runs": ("lidit.runs:runs", "what became of runs and jobs: state, step, last loss, error"),
-    "export": ("lidit.pipeline:export", "write a folder of safetensors and configuration from a checkpoint"),
+    "export": ("lidit.export:export", "write a folder of safetensors and configuration from a checkpoint"),
     "prep filter": ("data_prep.filter:filter_records", "choose which records of a collection go into shards, by rules"),
     "prep shard": ("data_prep.shard:shard", "write tar shards of images and captions"),
     "prep check": ("data_prep.check:check", "read every shard and say what is wrong"),

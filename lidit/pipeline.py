@@ -1,28 +1,24 @@
-"""From a checkpoint or an exported folder and prompts to images; and from a checkpoint to an exported folder."""
+"""From a checkpoint or an exported folder and prompts to images."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, PngImagePlugin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lidit.assets import resolve
 from lidit.checkpoint import COMMITTED, check_shapes
 from lidit.checkpoint import read as read_checkpoint
 from lidit.module import TextToImage
+from lidit.pixels import to_uint8
 from lidit.samplers import guided, sampler_for, watched
 
 BUNDLED = "bundled:lidit"
@@ -138,12 +134,6 @@ def fit(side: int, step: int, up: bool) -> int:
     return max(1, -(-side // step) if up else side // step) * step
 
 
-def to_uint8(images: Float[Tensor, "b 3 h w"]) -> list[np.ndarray]:
-    """Images in [-1, 1] as uint8 (h w 3)."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
-
-
 def build(config: dict) -> TextToImage:
     """A TextToImage from the configuration a checkpoint or an exported folder carries; weights come later.
 
@@ -226,67 +216,3 @@ def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:
     if not (isinstance(record, dict) and isinstance(record.get("model"), dict)):
         raise ValueError(f"{folder / CONFIG} describes no model; write the folder again with `lidit export`")
     return record["model"], weights, record.get("prompts", [])
-
-
-def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
-    """Write a PNG with its prompt, seed and settings as text chunks, complete or not at all."""
-    text = PngImagePlugin.PngInfo()
-    for key, value in facts.items():
-        text.add_itxt(key, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Width and height of 'WIDTHxHEIGHT'."""
-    parts = size.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size is {size!r}: write WIDTHxHEIGHT in pixels, such as 64x64")
-    return int(parts[0]), int(parts[1])
-
-
-def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-    """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
-
-    Args:
-        checkpoint: of `lidit fit`.
-        out: folder to write; must not exist.
-        ema: the averaged weights instead of the trained ones.
-        dtype: of the stored weights.
-    """
-    if Path(out).exists():
-        raise ValueError(f"{out} exists; choose another folder or remove it first")
-    path = Path(checkpoint)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
-    config, weights, llms = read_checkpoint(path, ema)
-    model = build(config)
-    model.check_llms(llms, checkpoint)
-    model.check_weights(weights, checkpoint)
-    trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
-    record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
-    try:
-        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        save_file(converted(weights, trained, getattr(torch, dtype)), temporary / WEIGHTS)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    print(f"{out}: {count / 1e6:.1f}M parameters in {dtype}")
-
-
-def converted(weights: dict[str, Tensor], trained: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Trained weights in another precision, one after the other out of the given ones; buffers stay as they are."""
-    kept = {}
-    for name in list(weights):
-        weight = weights.pop(name)
-        kept[name] = (weight.to(dtype) if name in trained else weight).contiguous()
-    return kept

@@ -8,7 +8,8 @@ from typing import Literal
 from lidit import benchmark
 from lidit.arguments import call, take
 from lidit.models.llm import FrozenLLM
-from lidit.pipeline import BUNDLED, Pipeline, parse_size, save_image
+from lidit.pictures import parse_size, save_image
+from lidit.pipeline import BUNDLED, Pipeline
 
 
 def main(argv: list[str]) -> None:

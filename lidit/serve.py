@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from lidit.listen import address, listening
-from lidit.pipeline import BUNDLED, Pipeline, to_uint8
+from lidit.pipeline import BUNDLED, Pipeline
+from lidit.pixels import to_uint8
 
 if TYPE_CHECKING:
     import gradio

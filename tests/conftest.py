@@ -203,6 +203,16 @@ def tiny_checkpoint(tiny_recipe: Path) -> Path:
     return tiny_recipe.parent / "checkpoints" / "step=6.ckpt"
 
 
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That checkpoint as a folder of `lidit export`."""
+    from lidit.export import export
+
+    folder = tmp_path_factory.mktemp("export") / "model"
+    export(str(tiny_checkpoint), str(folder))
+    return folder
+
+
 def class_(path: str, **arguments: object) -> dict:
     """How a recipe names a class and its arguments."""
     return {"class_path": path, "init_args": arguments}

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidit.benchmark import BENCHMARKS, draw, report, tiled
+from lidit.benchmark import BENCHMARKS, draw, report
 from lidit.cli import main
 from lidit.eval.suite import Picture, Suite
+from lidit.pictures import tiled
 
 SMALL = {"steps": 1, "size": "32x32"}
 
@@ -164,11 +165,6 @@ def test_a_mistake_is_one_line(command: str, said: str, capsys, tmp_path: Path, 
 def test_a_run_is_scored_by_its_own_benchmark_alone(twin: Path, capsys) -> None:
     assert main(["score", "--benchmark", "scenes-dense", str(twin)]) == 1
     assert "holds pictures of scenes-heldout, not of scenes-dense" in capsys.readouterr().err
-
-
-def test_no_square_of_three_tiles() -> None:
-    with pytest.raises(ValueError, match="3 tiles make no square"):
-        tiled([np.zeros((2, 2, 3), np.uint8)] * 3)
 
 
 def test_reports_of_several_benchmarks_are_tables_of_their_own(tmp_path: Path, capsys) -> None:

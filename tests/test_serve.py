@@ -25,7 +25,8 @@ def test_it_draws_what_lidit_sample_draws_and_shows_the_way_there(studio: Studio
     (expected,) = Pipeline.load(str(tiny_checkpoint))(["a red circle"], [3], (32, 32), steps=10)
     assert np.abs(drawn.image.astype(int) - expected).max() <= 1
     assert drawn.strip.shape == (32, 32 * STRIP, 3)
-    assert np.array_equal(drawn.strip[:, -32:], drawn.image)  # the last step's clean latent is the picture
+    last = drawn.strip[:, -32:].astype(int)  # the last step's clean latent is the picture
+    assert np.abs(last - drawn.image).max() <= 1  # decoded in one batch, equal latents may round otherwise
 
 
 def test_two_models_draw_from_the_same_noise(studio: Studio, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,10 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
 from lidit.module import TextToImage
-from lidit.pipeline import Pipeline, parse_size, save_image
+from lidit.pictures import grid, parse_size, save_image
+from lidit.pipeline import Pipeline
 from lidit.samplers import sampler_for
-
-GAP = 2  # pixels between the images of a grid
 
 
 class FixedPrompts(Callback, ABC):
@@ -160,15 +158,3 @@ class Samples(FixedPrompts):
                 logger.experiment.add_image(self.folder, picture, step, dataformats="HWC")
             if scores:
                 logger.log_metrics(scores, step)
-
-
-def grid(images: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Images of one size side by side in reading order, near a square, on white."""
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    height, width = images[0].shape[:2]
-    picture = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
-        picture[y : y + height, x : x + width] = image
-    return picture

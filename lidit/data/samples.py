@@ -21,7 +21,7 @@ from lidit.data.cache import Cache, Features
 from lidit.data.index import ShardIndex
 from lidit.data.reader import Unreadable
 from lidit.data.stream import Plan
-from lidit.data.transforms import caption
+from lidit.pixels import signed
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Batch:
         """The same with the image as the model reads it; four times the bytes, so done on the device."""
         if self.image is None or self.image.dtype != torch.uint8:
             return self
-        return replace(self, image=self.image.contiguous().float().div_(127.5).sub_(1))
+        return replace(self, image=signed(self.image))
 
 
 class _Shown(NamedTuple):
@@ -81,7 +81,8 @@ class Samples(Dataset):
         near = [True] * len(plan.samples) if plan.near is None else plan.near.tolist()
         for sample, blank, whole in zip(plan.samples.tolist(), plan.blank.tolist(), near, strict=True):
             try:
-                prompt = caption(self.index.text(sample, whole), plan.dense, blank)
+                text = self.index.text(sample, whole)  # of a dropped caption too: what is damaged is left out
+                prompt = "" if blank else text["dense" if plan.dense else "caption"]
                 if not self._latents:
                     pixels[len(shown)] = self.index.image(sample, whole)
                 shown.append(_Shown(sample, blank, prompt))

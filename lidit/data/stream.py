@@ -15,7 +15,6 @@ import numpy as np
 
 from lidit.data.index import ShardIndex
 from lidit.data.mix import Mix
-from lidit.data.transforms import dropped_captions
 from lidit.data.window import Window
 
 LENGTH_WINDOW = 8  # batches whose samples are sorted by caption length
@@ -225,3 +224,11 @@ def _by_shape(height: np.ndarray, width: np.ndarray) -> dict[tuple[int, int], np
     rows = number.argsort(kind="stable").astype(np.int32)  # of 16 bits: by radix
     groups = np.split(rows, np.bincount(number).cumsum()[:-1])
     return {(int(s >> 32), int(s & 0xFFFFFFFF)): g for s, g in zip(shapes, groups, strict=True)}
+
+
+def dropped_captions(seed: int, epoch: int, count: int, probability: float) -> np.ndarray:
+    """Which of `count` samples lose their caption in an epoch (classifier-free guidance), bool (count).
+
+    A function of its arguments alone, and the draw of sample i does not depend on `count`.
+    """
+    return np.random.default_rng([seed, epoch, 2]).random(count, dtype=np.float32) < probability

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from lidit.callbacks.judge import JudgedSamples
-from lidit.callbacks.samples import GAP, Samples, grid
+from lidit.callbacks.samples import Samples
+from lidit.pictures import GAP
 from lidit.pipeline import Pipeline
 from lidit.scenes import benchmarks
 
@@ -142,10 +143,3 @@ def test_an_option_that_does_not_exist_is_refused(built: Callable, capsys: pytes
         with pytest.raises(SystemExit):
             built({**callback, "init_args": callback["init_args"] | {"evry_n_steps": 5}})
         assert "evry_n_steps" in capsys.readouterr().err
-
-
-def test_a_grid_is_near_square_in_reading_order() -> None:
-    images = [np.full((4, 6, 3), i, np.uint8) for i in range(5)]
-    picture = grid(images)
-    assert picture.shape == (2 * 6 + 2, 3 * 8 + 2, 3)
-    assert [picture[3, 3, 0], picture[3, 11, 0], picture[9, 3, 0], picture[9, 19, 0]] == [0, 1, 3, 255]

@@ -21,9 +21,9 @@ from data_prep.precompute import precompute
 from lidit.data.cache import Cache, Features
 from lidit.data.datamodule import Batch, ShardData
 from lidit.data.index import ShardIndex
-from lidit.data.transforms import to_tensor
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
+from lidit.pixels import to_tensor
 
 
 def exact(name: str, **settings: object) -> FrozenLLM:

@@ -1,0 +1,59 @@
+"""From a checkpoint to a folder of safetensors and configuration, which `Pipeline.load` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lidit.checkpoint import read
+from lidit.pipeline import CONFIG, WEIGHTS, build
+
+
+def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+    """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
+
+    Args:
+        checkpoint: of `lidit fit`.
+        out: folder to write; must not exist.
+        ema: the averaged weights instead of the trained ones.
+        dtype: of the stored weights.
+    """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists; choose another folder or remove it first")
+    path = Path(checkpoint)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
+    config, weights, llms = read(path, ema)
+    model = build(config)
+    model.check_llms(llms, checkpoint)
+    model.check_weights(weights, checkpoint)
+    trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
+    record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
+    try:
+        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        save_file(converted(weights, trained, getattr(torch, dtype)), temporary / WEIGHTS)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    print(f"{out}: {count / 1e6:.1f}M parameters in {dtype}")
+
+
+def converted(weights: dict[str, Tensor], trained: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Trained weights in another precision, one after the other out of the given ones; buffers stay as they are."""
+    kept = {}
+    for name in list(weights):
+        weight = weights.pop(name)
+        kept[name] = (weight.to(dtype) if name in trained else weight).contiguous()
+    return kept
