@@ -12,17 +12,20 @@ backbone, so that `sana` does not begin at 0.01.
 """
 
 from experiments.setting import FIT, SETTING, row
-from lidit.models.presets import PRESETS, settings
+from lidit.models.variants.presets import PRESETS, settings
+from lidit.recipe import path_of
 
 
 def preset(name: str) -> dict:
-    """A row with a preset's settings, written out, since a cache of features depends on them."""
-    what, rows = settings(name), row("llama", instruction=True, refiner=2)
-    keys = {f"model.prompt_encoder.init_args.{key}": value for key, value in what.prompt_encoder.items()}
-    keys |= {f"model.backbone.init_args.{key}": value for key, value in what.backbone.items()}
+    """A row with a preset; its LLM's settings are written out, since a cache of features depends on them."""
+    kind, arguments = settings(name).part("llm")
+    rows = row("llama", instruction=True, refiner=2)
+    llms = {
+        scale: [{"class_path": path_of(kind), "init_args": llm | arguments} for llm in given["model.llms"]]
+        for scale, given in rows.items()
+    }
     fusion = {"model.prompt_encoder.init_args.fusion": "concat"}  # there is one LLM
-    llms = {scale: {"model.llms": [llm | what.llm for llm in given["model.llms"]]} for scale, given in rows.items()}
-    return {scale: given | keys | fusion | llms[scale] for scale, given in rows.items()}
+    return {scale: {"preset": name, "model.llms": llms[scale], **fusion} for scale in rows}
 
 
 ROWS = {name: preset(name) for name in PRESETS}

@@ -98,6 +98,7 @@ def draw(
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     ema: bool = True,
     batch_size: int = 32,
+    trust: list[str] | None = None,
 ) -> None:
     """Draw a benchmark's pictures into a folder; run again, it draws what is missing.
 
@@ -114,6 +115,7 @@ def draw(
         sampler: euler or heun for rectified flow, ddim for noise prediction.
         ema: take a checkpoint's averaged weights.
         batch_size: pictures drawn at once.
+        trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
 
     Raises:
         BenchmarkError: the folder holds pictures that were drawn otherwise.
@@ -125,7 +127,7 @@ def draw(
     print(f"{run}: {len(mine)} of {len(suite.pictures[rank::world])} pictures to draw", flush=True)
     if not mine:
         return
-    pipeline = Pipeline.load(checkpoint, ema)
+    pipeline = Pipeline.load(checkpoint, ema, trust or ())
     arguments = {"size": parse_size(size), "steps": steps, "guidance": guidance, "sampler": sampler}
     for batch in _batches(mine, batch_size):
         prompts = [picture.prompt for picture in batch for _ in range(picture.tiles)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -74,6 +74,32 @@ def check_whole(path: Path) -> None:
         sizes = {file: (path / file).stat().st_size if (path / file).is_file() else -1 for file in parts}
         if not is_zipfile(path / RECORD) or any(sizes[file] < end for file, end in parts.items()):
             raise ValueError(torn)
+
+
+def check_llms(trained_with: list[dict], llms: Sequence[Any], source: str) -> None:
+    """Refuse weights that were trained with other features.
+
+    Args:
+        trained_with: each LLM's `identity` then; empty where it was not recorded.
+        llms: the frozen LLMs that are to be read now.
+        source: where the weights came from, named in the error.
+
+    Raises:
+        ValueError: naming what differs. Precision and the longest caption may differ.
+    """
+    if trained_with and len(trained_with) != len(llms):
+        raise ValueError(
+            f"{source} was trained with {len(trained_with)} LLMs and the recipe names {len(llms)}; "
+            f"name {', '.join(then['name'] for then in trained_with)}"
+        )
+    for i, (then, llm) in enumerate(zip(trained_with, llms if trained_with else [], strict=True)):
+        now = llm.identity
+        for key in ("revision", "layer", "template", "instruction", "system"):
+            if then[key] != now[key]:
+                raise ValueError(
+                    f"{source} was trained with another LLM {i}: {key} was {then[key]!r} and is {now[key]!r} of "
+                    f"{now['name']}; use the LLM it was trained with ({then['name']})"
+                )
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: str) -> None:

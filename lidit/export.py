@@ -13,18 +13,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lidit.checkpoint import read
+from lidit.checkpoint import check_llms, read
 from lidit.pipeline import CONFIG, WEIGHTS, build
 
 
-def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+def export(
+    checkpoint: str,
+    out: str,
+    ema: bool = True,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    trust: list[str] | None = None,
+) -> None:
     """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
 
     Args:
         checkpoint: of `lidit fit`.
         out: folder to write; must not exist.
         ema: the averaged weights instead of the trained ones.
-        dtype: of the stored weights.
+        dtype: precision of the stored weights.
+        trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
     """
     if Path(out).exists():
         raise ValueError(f"{out} exists; choose another folder or remove it first")
@@ -32,8 +39,8 @@ def export(checkpoint: str, out: str, ema: bool = True, dtype: Literal["float32"
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}")
     config, weights, llms = read(path, ema)
-    model = build(config)
-    model.check_llms(llms, checkpoint)
+    model = build(config, trust or ())
+    check_llms(llms, model.llms, checkpoint)
     model.check_weights(weights, checkpoint)
     trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
     record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import warnings
@@ -25,13 +24,10 @@ from lidit.callbacks.preemption import Preemption
 from lidit.callbacks.record import Record
 from lidit.checkpoint import all_in, check_whole, newest
 from lidit.data.datamodule import ShardData
-from lidit.models.lidit import LIDiT
-from lidit.models.llm import FrozenLLM
-from lidit.models.presets import PRESETS, settings
-from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
 from lidit.parallel import Parallel
 from lidit.pipeline import adopt, adopt_part, read
+from lidit.recipe import completed, described
 from lidit.strategy import chosen_strategy
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
@@ -60,8 +56,9 @@ class RecipeCLI(LightningCLI):
         return {"fit": given | {"train_dataloaders", "val_dataloaders"}, "validate": given, "test": given}
 
     def parse_arguments(self, parser: ArgumentParser, args: list[str]) -> None:
-        self.config = parse(parser, args, self._subcommand_parsers[args[0]])
-        self.said = {word.partition("=")[0] for word in args if word.startswith("--")}
+        words, self.preset = completed(args[1:])
+        self.config = parse(parser, [args[0], *words], self._subcommand_parsers[args[0]])
+        self.given.preset = None  # its settings are in the recipe now, and the command line's over them
         # Lightning would put a checkpoint's settings over the recipe's without a word: it learns of it later
         self.ckpt_path, self.given.ckpt_path = self.given.ckpt_path, None
 
@@ -72,6 +69,13 @@ class RecipeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
         """What Lightning's own arguments leave out."""
+        parser.add_argument(
+            "--preset",
+            type=str | None,
+            default=None,
+            help="How another system reads its LLM, such as hunyuan (docs/prompt_encoders.md). It is laid over the"
+            " recipe, and the command line over it.",
+        )
         parser.add_argument(
             "--start_from",
             type=str | None,
@@ -105,7 +109,8 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle where things are written; loggers that write to one place would count on from each other's folder."""
         given = self.given
-        put_preset_in_place(given.model, self.said)
+        if self.preset:
+            rank_zero_info(described(self.preset, given.model))
         if given.run:
             lay_out(given, Path(given.run))
         if self.ckpt_path:
@@ -149,46 +154,6 @@ class RecipeCLI(LightningCLI):
                 adopt(self.model, weights, llms, given.start_from)
 
     before_validate = before_test = before_fit
-
-
-def put_preset_in_place(model: Namespace, said: set[str]) -> None:
-    """Put the settings of the prompt encoder's preset into the recipe's model, and say so.
-
-    A preset of the command line stands over the recipe and decides all that presets are about; one of the recipe leaves
-    what the recipe sets otherwise than by default. What the command line sets by name stands over either.
-
-    Args:
-        model: of the recipe, with the command line laid over it; it is changed.
-        said: the options of the command line.
-
-    Raises:
-        ValueError: there is no such preset, or it sets what a part of the recipe does not have.
-    """
-    encoder = model.prompt_encoder.init_args
-    if not encoder.get("preset"):
-        return
-    name, encoder.preset = encoder.preset, None
-    preset, placed = settings(name), []
-    above = any(word.startswith("--model.prompt_encoder") and word.endswith(".preset") for word in said)
-    parts = [("prompt_encoder", PromptEncoder, encoder), ("backbone", LIDiT, model.backbone.init_args)]
-    parts += [("llm", FrozenLLM, llm.get("init_args", llm)) for llm in model.llms]
-    for part, kind, given in parts:
-        wanted = getattr(preset, part)
-        if lacking := [key for key in wanted if key not in given]:
-            raise ValueError(
-                f"preset {name} sets {lacking[0]} of every {kind.__name__}, and one in the recipe has none"
-            )
-        defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
-        if above:
-            every = dict.fromkeys(key for each in PRESETS.values() for key in getattr(each, part))
-            wanted = wanted | {key: defaults[key] for key in every if key in given and key not in wanted}
-        for key, value in wanted.items():
-            named = any(word.startswith(f"--model.{part}") and word.endswith(f".{key}") for word in said)
-            recipes = not above or (part == "llm" and "--model.llms" in said)
-            kept = named or (recipes and given[key] != defaults[key])
-            given[key] = given[key] if kept else value
-            placed.append(f"{key}={given[key]}{'' if given[key] == value else ' (kept)'}")
-    rank_zero_info(f"Preset {name} ({preset.source}): {', '.join(dict.fromkeys(placed))}.")
 
 
 def numbered(given: Namespace) -> list[Namespace]:

@@ -14,16 +14,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lidit.checkpoint import check_shapes, shapes
+from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
-from lidit.models.adapter import AdaptedUNet
-from lidit.models.lidit import LIDiT
+from lidit.models.contracts import Features, KeysValues, Objective, Text, check_backbone, check_encoder, check_objective
 from lidit.models.llm import FrozenLLM
-from lidit.models.llmdiff import LLMDiffEncoder
-from lidit.models.prompt_encoder import Features, Kept, PromptEncoder, Text
-from lidit.models.unet import UNet
 from lidit.models.vae import FrozenVAE
-from lidit.objectives import DDPM, Draws, RectifiedFlow, SharedDraws
+from lidit.objectives import Draws, SharedDraws
 from lidit.optimizers import adamw, muon
 from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
 
@@ -45,33 +41,37 @@ def freeze(model: nn.Module, trained: list[str] | None) -> None:
 class TextToImage(LightningModule):
     """A text-to-image diffusion model: frozen LLMs and VAE, a trained prompt encoder and backbone.
 
-    The frozen models are held outside the module tree: no checkpoint, EMA copy or shard mentions them.
+    The frozen models are held outside the module tree: no checkpoint, EMA copy or shard mentions them. What the parts
+    must have, `lidit/models/contracts.py` says.
 
     Args:
         llms: the frozen LLMs that read the prompt, in the order of the prompt encoder's branches.
         vae: the frozen autoencoder.
-        prompt_encoder: from features to text; given the LLMs' widths and the backbone's width.
-        backbone: from noisy latent, time and text to a prediction; given the latent's channels.
+        prompt_encoder: from features to text; made from the LLMs' widths and the backbone's width.
+        backbone: from noisy latent, time and text to a prediction; made from the latent's channels.
         objective: what is predicted and how it is trained.
-        learning_rate: peak.
-        weight_decay: on matrices alone.
-        betas: of AdamW.
+        learning_rate: peak learning rate.
+        weight_decay: of matrices; vectors do not decay.
+        betas: AdamW's betas.
         optimizer: adamw, as in the paper, or muon for hidden matrices; see `lidit/optimizers.py`.
         trained: parts of the names of the weights that are trained, such as prompt_encoder; none: all.
-        warmup_steps: of the learning rate, linear.
+        warmup_steps: steps over which the learning rate rises linearly.
         cosine: after the warm-up, decay to zero at trainer.max_steps; False keeps the peak, as the paper does.
+
+    Raises:
+        ValueError: the objective lacks something.
     """
 
     def __init__(
         self,
         llms: list[FrozenLLM],
         vae: FrozenVAE,
-        prompt_encoder: Callable[[list[int], int], PromptEncoder | LLMDiffEncoder],
-        backbone: Callable[[int], LIDiT | AdaptedUNet | UNet],
-        objective: RectifiedFlow | DDPM,
+        prompt_encoder: Callable[[list[int], int], nn.Module],
+        backbone: Callable[[int], nn.Module],
+        objective: Objective,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.99),
+        betas: tuple[float, float] = (0.9, 0.99),  # UNSTATED: AdamW's betas
         warmup_steps: int = 1000,
         cosine: bool = False,
         optimizer: Literal["adamw", "muon"] = "adamw",
@@ -79,99 +79,15 @@ class TextToImage(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
+        check_objective(objective)
         self.llms, self.vae, self.objective = llms, vae, objective
         self.make_prompt_encoder, self.make_backbone = prompt_encoder, backbone
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_steps, self.cosine, self.optimizer, self.trained = warmup_steps, cosine, optimizer, trained
-        self.prompt_encoder: PromptEncoder | LLMDiffEncoder | None = None
-        self.backbone: LIDiT | AdaptedUNet | UNet | None = None
-        self.parallel = Parallel()
+        self.prompt_encoder: nn.Module | None = None
+        self.backbone: nn.Module | None = None
+        self.parallel = Parallel()  # `lidit fit` sets the recipe's
         self._seed: int | None = None  # of a run that goes on
-
-    def build(self) -> tuple[LIDiT | AdaptedUNet | UNet, PromptEncoder | LLMDiffEncoder]:
-        """What is trained, with new weights."""
-        backbone = self.make_backbone(self.vae.channels)
-        return backbone, self.make_prompt_encoder([llm.width for llm in self.llms], backbone.width)
-
-    def configure_model(self) -> None:
-        """Build what is trained; parsing a recipe builds nothing.
-
-        Raises:
-            ValueError: `trained` names no weight.
-        """
-        if self.backbone is None:
-            self.backbone, self.prompt_encoder = self.build()
-            freeze(self, self.trained)
-            self.parallel.apply(self.backbone)
-
-    def setup(self, stage: str) -> None:
-        """Refuse caches that other frozen models made."""
-        if self.trainer.datamodule is not None:
-            self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
-
-    def on_fit_start(self) -> None:
-        agree_on_statistics(self.prompt_encoder)
-        share_llms(self.llms)
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["llms"] = [llm.identity for llm in self.llms]
-        checkpoint["seed"] = self.seed
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.check_llms(checkpoint.get("llms", []), "the checkpoint")
-        if "state_dict" in checkpoint:  # a sharded checkpoint has its weights elsewhere
-            self.check_weights(checkpoint["state_dict"], "the checkpoint")
-        self._seed = checkpoint.get("seed")
-
-    def check_llms(self, trained_with: list[dict], source: str) -> None:
-        """Refuse weights that were trained with other features.
-
-        Args:
-            trained_with: `FrozenLLM.identity` of each LLM then; empty where it was not recorded.
-            source: of the weights, for the message.
-
-        Raises:
-            ValueError: naming what differs. Precision and the longest caption may.
-        """
-        if trained_with and len(trained_with) != len(self.llms):
-            raise ValueError(
-                f"{source} was trained with {len(trained_with)} LLMs and the recipe names {len(self.llms)}; "
-                f"name {', '.join(then['name'] for then in trained_with)}"
-            )
-        for i, (then, llm) in enumerate(zip(trained_with, self.llms if trained_with else [], strict=True)):
-            now = llm.identity
-            for key in ("revision", "layer", "template", "instruction", "system"):
-                if then[key] != now[key]:
-                    raise ValueError(
-                        f"{source} was trained with another LLM {i}: {key} was {then[key]!r} and is {now[key]!r} of "
-                        f"{now['name']}; use the LLM it was trained with ({then['name']})"
-                    )
-
-    def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
-        """Refuse weights that do not fit exactly.
-
-        Raises:
-            ValueError: a tensor is missing, left over or of another shape.
-        """
-        check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, self.shapes(), source)
-
-    def check_checkpoint(self, path: Path) -> None:
-        """Refuse a checkpoint before any of its weights is read.
-
-        Raises:
-            ValueError: it is torn, or its weights do not fit exactly.
-        """
-        check_shapes(shapes(path), self.shapes(), str(path))
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each weight and buffer, whether the model has been built or not."""
-        return {name: tuple(weight.shape) for name, weight in self.skeleton().state_dict().items()}
-
-    def skeleton(self) -> nn.ModuleDict:
-        """What is trained, by the names of checkpoints, on the meta device: shapes without memory."""
-        with torch.device("meta"):
-            backbone, prompt_encoder = self.build()
-        return nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})
 
     def encode_prompts(self, prompts: list[str]) -> list[Features]:
         """Each frozen LLM's features of the prompts, as the prompt encoder reads them."""
@@ -182,21 +98,21 @@ class TextToImage(LightningModule):
         return self.backbone(x_t, t, self.prompt_encoder(features, t))
 
     def predictor(self, features: list[Features]) -> Callable[[Tensor, Tensor], Tensor]:
-        """`predict` of given prompts, to be asked at many times; a text that is the same at all is encoded once.
-
-        Compiled blocks are not given what to keep: with it torch.compile would make so many versions of them that it
-        gave up on compiling further ones.
-        """
+        """A `predict` bound to these prompts, for sampling; a text that does not depend on the time is made once."""
         if not self.prompt_encoder.timeless:
             return lambda x_t, t: self.predict(x_t, t, features)
 
         @cache
-        def text() -> Text:
-            b = len(features[0][0])
-            once = self.prompt_encoder(features, torch.zeros(b, device=self.device))
-            return once if self.parallel.compile else once._replace(kept=Kept())
+        def text() -> tuple[Text, dict[str, KeysValues]]:
+            text = self.prompt_encoder(features, torch.zeros(len(features[0][0]), device=self.device))
+            keys_values = getattr(self.backbone, "keys_values", None)
+            return text, {"keys_values": keys_values(text)} if keys_values else {}
 
-        return lambda x_t, t: self.backbone(x_t, t, text())
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            once, keys_values = text()
+            return self.backbone(x_t, t, once, **keys_values)
+
+        return predict
 
     def loss(self, batch: Batch, generator: Draws = None) -> tuple[Tensor, Tensor]:
         """Per-sample loss (b) and the times (b) it was taken at."""
@@ -263,3 +179,98 @@ class TextToImage(LightningModule):
             return 1.0
         progress = (step - self.warmup_steps) / max(1, self.trainer.max_steps - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        """The backbone and the prompt encoder, with new weights.
+
+        Raises:
+            ValueError: one of them lacks something.
+        """
+        backbone = self.make_backbone(self.vae.channels)
+        check_backbone(backbone)
+        encoder = self.make_prompt_encoder([llm.width for llm in self.llms], backbone.width)
+        check_encoder(encoder)
+        return backbone, encoder
+
+    def configure_model(self) -> None:
+        """Build what is trained; parsing a recipe builds nothing.
+
+        Raises:
+            ValueError: `trained` names no weight.
+        """
+        if self.backbone is None:
+            self._hold(*self.build())
+
+    def _hold(self, backbone: nn.Module, prompt_encoder: nn.Module) -> None:
+        self.backbone, self.prompt_encoder = backbone, prompt_encoder
+        freeze(self, self.trained)
+        self.parallel.apply(self.backbone)
+
+    def adopt(self, weights: dict[str, Tensor], source: str) -> None:
+        """Take weights of a model of the same architecture; what is not built yet is built around them.
+
+        Args:
+            weights: by their names in a checkpoint.
+            source: where the weights came from, named in the error.
+
+        Raises:
+            ValueError: a tensor is missing, left over or of another shape.
+        """
+        self.check_weights(weights, source)
+        if self.backbone is not None:
+            self.load_state_dict(weights)
+            return
+        held = self.skeleton()
+        types = {name: tensor.dtype for name, tensor in held.state_dict().items()}
+        held.load_state_dict({name: weight.to(types[name]) for name, weight in weights.items()}, assign=True)
+        if any(buffer.is_meta for buffer in held.buffers()):  # no checkpoint has what a part computes when it is built
+            backbone, prompt_encoder = self.build()
+            built = nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})
+            built.load_state_dict(held.state_dict(), assign=True)
+            held = built
+        self._hold(held["backbone"], held["prompt_encoder"])
+
+    def setup(self, stage: str) -> None:
+        """Refuse caches that other frozen models made."""
+        if self.trainer.datamodule is not None:
+            self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
+
+    def on_fit_start(self) -> None:
+        agree_on_statistics(self.prompt_encoder)
+        share_llms(self.llms)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["llms"] = [llm.identity for llm in self.llms]
+        checkpoint["seed"] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_llms(checkpoint.get("llms", []), self.llms, "the checkpoint")
+        if "state_dict" in checkpoint:  # a sharded checkpoint has its weights elsewhere
+            self.check_weights(checkpoint["state_dict"], "the checkpoint")
+        self._seed = checkpoint.get("seed")
+
+    def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """Refuse weights that do not fit exactly.
+
+        Raises:
+            ValueError: a tensor is missing, left over or of another shape.
+        """
+        check_shapes({name: tuple(weight.shape) for name, weight in weights.items()}, self.shapes(), source)
+
+    def check_checkpoint(self, path: Path) -> None:
+        """Refuse a checkpoint before any of its weights is read.
+
+        Raises:
+            ValueError: it is torn, or its weights do not fit exactly.
+        """
+        check_shapes(shapes(path), self.shapes(), str(path))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight and buffer, whether the model has been built or not."""
+        return {name: tuple(weight.shape) for name, weight in self.skeleton().state_dict().items()}
+
+    def skeleton(self) -> nn.ModuleDict:
+        """What is trained, by the names of checkpoints, on the meta device: shapes without memory."""
+        with torch.device("meta"):
+            backbone, prompt_encoder = self.build()
+        return nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})

@@ -15,16 +15,10 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
-from lidit.models.adapter import AdaptedUNet
-from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
-from lidit.models.llmdiff import LLMDiffEncoder
-from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder
-from lidit.models.refiners import CollaborativeRefiner, LinguisticTokenRefiner
-from lidit.models.unet import UNet
 
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "AdamW": 8, "EMA": 4}  # all float32
 SHARE = 0.6  # of a device's memory that these may fill; the rest is for activations and what is gathered
@@ -49,7 +43,7 @@ class Parallel:
         if self.checkpoint_every < 0:
             raise ValueError(f"parallel.checkpoint_every is {self.checkpoint_every}; it must be 0 (none) or more")
 
-    def apply(self, backbone: LIDiT | AdaptedUNet | UNet) -> None:
+    def apply(self, backbone: nn.Module) -> None:
         """Checkpoint and compile the blocks of a built backbone; sharding comes after this.
 
         Raises:
@@ -65,11 +59,9 @@ class Parallel:
                 block.compile(backend=self.compile_backend)
 
 
-def units(backbone: LIDiT | AdaptedUNet | UNet, prompt_encoder: PromptEncoder | LLMDiffEncoder) -> list[nn.Module]:
-    """The modules whose weights are gathered together: each backbone block, each refiner, the two roots last."""
-    refiners = (LinguisticTokenRefiner, CollaborativeRefiner)
-    parts = [m for m in prompt_encoder.modules() if isinstance(m, refiners) and any(True for _ in m.parameters())]
-    return [*backbone.blocks, *parts, backbone, prompt_encoder]
+def units(backbone: nn.Module, prompt_encoder: nn.Module) -> list[nn.Module]:
+    """The modules whose weights are gathered together: each backbone block, the encoder's units, the two roots last."""
+    return [*backbone.blocks, *prompt_encoder.units, backbone, prompt_encoder]
 
 
 def shard(modules: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype = torch.float32) -> None:
@@ -85,6 +77,8 @@ def shard(modules: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype = tor
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in modules:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        if hasattr(module, "keys_values"):  # it reads weights outside of the forward pass
+            register_fsdp_forward_method(module, "keys_values")
 
 
 def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) -> None:
@@ -114,11 +108,11 @@ def block_gradient_sync(module: nn.Module, blocked: bool) -> None:
 
 
 def agree_on_statistics(module: nn.Module) -> None:
-    """Let features be whitened by what all ranks see; where there is one rank, nothing changes."""
+    """Let what measures the data (it has a `reduce`) see the data of all ranks; where there is one, nothing changes."""
     if _several_ranks():
         for part in module.modules():
-            if isinstance(part, FeatureNorm):
-                part.total = _sum_over_ranks
+            if hasattr(part, "reduce"):
+                part.reduce = _sum_over_ranks
 
 
 def _several_ranks() -> bool:

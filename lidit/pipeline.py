@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lidit.assets import resolve
-from lidit.checkpoint import COMMITTED, check_shapes
+from lidit.checkpoint import COMMITTED, check_llms, check_shapes
 from lidit.checkpoint import read as read_checkpoint
 from lidit.module import TextToImage
+from lidit.older import updated_model
 from lidit.pixels import to_uint8
 from lidit.samplers import guided, sampler_for, watched
 
 BUNDLED = "bundled:lidit"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+FACTORIES = ("prompt_encoder", "backbone", "objective", "vae")  # keys of a model's settings whose values name a class
 
 
 class Pipeline:
@@ -37,19 +38,20 @@ class Pipeline:
         self.model = model.eval()
 
     @classmethod
-    def load(cls, source: str = BUNDLED, ema: bool = True) -> Pipeline:
+    def load(cls, source: str = BUNDLED, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
         """A pipeline from `bundled:NAME`, a folder written by `lidit export`, or a checkpoint of `lidit fit`.
 
         Args:
             source: where the weights are.
             ema: from a checkpoint, take the averaged weights; a checkpoint without them is an error then.
+            trust: modules besides lidit whose classes it may name.
 
         Raises:
             FileNotFoundError: there is nothing at that place.
             ValueError: what is there is no such folder or checkpoint, or its weights do not fit its architecture.
         """
         config, weights, llms = read(source, ema)
-        model = build(config)
+        model = build(config, trust)
         adopt(model, weights, llms, source)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -134,20 +136,57 @@ def fit(side: int, step: int, up: bool) -> int:
     return max(1, -(-side // step) if up else side // step) * step
 
 
-def build(config: dict) -> TextToImage:
+def build(config: dict, trust: Sequence[str] = ()) -> TextToImage:
     """A TextToImage from the configuration a checkpoint or an exported folder carries; weights come later.
 
+    Args:
+        config: the settings of the model, as any version of lidit wrote them.
+        trust: modules besides lidit whose classes the configuration may name; naming one imports it.
+
     Raises:
-        ValueError: the configuration does not fit this version's classes.
+        ValueError: it does not fit this version's classes, or names a class of a module that is not trusted.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    config = updated_model(config)
+    check_trusted(config, trust)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TextToImage, "model")
     try:
-        return parser.instantiate(parser.parse_object({"model": copy.deepcopy(config)})).model
+        return parser.instantiate(parser.parse_object({"model": config})).model
     except ArgumentError as error:
         raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
+
+
+def check_trusted(config: object, trust: Sequence[str]) -> None:
+    """Refuse a configuration that names a class outside of lidit, since importing its module would run its code.
+
+    Args:
+        config: the settings of a model, or a part of them.
+        trust: modules that may be named, with their submodules.
+
+    Raises:
+        ValueError: naming the class, and how to allow it.
+    """
+    if isinstance(config, list | tuple):
+        for part in config:
+            check_trusted(part, trust)
+    elif isinstance(config, dict):
+        _check_path(config.get("class_path", "lidit."), ("lidit", *trust))
+        for key in FACTORIES:  # a recipe may also name a function that makes the part
+            if isinstance(config.get(key), str):
+                _check_path(config[key], trust)
+        for part in config.values():
+            check_trusted(part, trust)
+
+
+def _check_path(path: object, modules: Sequence[str]) -> None:
+    if not str(path).startswith(tuple(f"{module}." for module in modules)):
+        module = str(path).partition(".")[0]
+        raise ValueError(
+            f"the model's configuration names {path}, which is not lidit's: loading it runs that code. If you trust it "
+            f"and Python can import it, say --trust {module}"
+        )
 
 
 def read(source: str, ema: bool = True) -> tuple[dict, dict[str, Tensor], list[dict]]:
@@ -163,21 +202,19 @@ def read(source: str, ema: bool = True) -> tuple[dict, dict[str, Tensor], list[d
 
 
 def adopt(model: TextToImage, weights: dict[str, Tensor], llms: list[dict], source: str) -> None:
-    """Build what is trained, if it is not built yet, and give it these weights.
+    """Give a model weights, and build what is trained, if it is not built yet.
 
     Args:
         model: as configured.
         weights: of a model of the same architecture.
         llms: the identities of the LLMs they were trained with.
-        source: of the weights, for messages.
+        source: where the weights came from, named in the error.
 
     Raises:
         ValueError: they are of another architecture or were trained with other LLMs.
     """
-    model.configure_model()
-    model.check_llms(llms, source)
-    model.check_weights(weights, source)
-    model.load_state_dict(weights)
+    check_llms(llms, model.llms, source)
+    model.adopt(weights, source)
 
 
 def adopt_part(model: TextToImage, part: str, weights: dict[str, Tensor], source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +129,13 @@ class Run:
         found = {int(p.stem.removeprefix("step-")): p for p in (self.path / CHECKPOINTS).glob("step-*.ckpt")}
         return dict(sorted(found.items()))
 
-    def pipeline(self, step: int | None = None, ema: bool = True) -> Pipeline:
+    def pipeline(self, step: int | None = None, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
         """The model of a checkpoint, ready to draw.
 
         Args:
             step: of the checkpoint; none: the newest.
             ema: take averaged weights; where there are none, that is an error.
+            trust: modules besides lidit whose classes the checkpoint may name.
 
         Raises:
             ValueError: there is no such checkpoint, or its configuration is of another version of lidit.
@@ -144,7 +146,7 @@ class Run:
         if not there or (step is not None and step not in there):
             known = f"there are those of steps {', '.join(map(str, there))}" if there else "it has none yet"
             raise ValueError(f"{self.path} has no checkpoint{'' if step is None else f' of step {step}'}; {known}")
-        return Pipeline.load(str(there[max(there) if step is None else step]), ema)
+        return Pipeline.load(str(there[max(there) if step is None else step]), ema, trust)
 
 
 def _read(path: Path) -> pd.DataFrame | None:

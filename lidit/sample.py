@@ -33,6 +33,7 @@ def sample(
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     checkpoint: str = BUNDLED,
     ema: bool = True,
+    trust: list[str] | None = None,
 ) -> None:
     """Draw what a sentence says; `lidit sample --benchmark NAME --help` tells how to draw a benchmark's pictures.
 
@@ -48,6 +49,7 @@ def sample(
         sampler: euler or heun for rectified flow, ddim for noise prediction.
         checkpoint: a checkpoint of `lidit fit`, a folder of `lidit export`, or the bundled model.
         ema: take a checkpoint's averaged weights.
+        trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
     """
     texts = read_prompts(prompt, prompts)
     if n < 1:
@@ -58,7 +60,7 @@ def sample(
         raise ValueError(f"--out {out} is a folder; name a file in it, such as {Path(out) / 'out.png'}")
     pairs = [(text, seed + i) for text in texts for i in range(n)]
     width, height = parse_size(size)
-    pipeline = Pipeline.load(checkpoint, ema)
+    pipeline = Pipeline.load(checkpoint, ema, trust or ())
     images = pipeline(
         [text for text, _ in pairs],
         [s for _, s in pairs],

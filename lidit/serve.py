@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,10 +47,11 @@ class Studio:
     Args:
         checkpoints: what draws, each as for `Pipeline.load`.
         longest_side: of a picture, in pixels.
+        trust: modules besides lidit whose classes the checkpoints may name.
     """
 
-    def __init__(self, checkpoints: list[str], longest_side: int):
-        self.pipelines = {name: Pipeline.load(name) for name in dict.fromkeys(checkpoints)}
+    def __init__(self, checkpoints: list[str], longest_side: int, trust: Sequence[str] = ()):
+        self.pipelines = {name: Pipeline.load(name, trust=trust) for name in dict.fromkeys(checkpoints)}
         self.longest_side = longest_side
         self.titles = dict(zip(self.pipelines, ends(list(self.pipelines)), strict=True))
 
@@ -195,6 +197,7 @@ def serve(
     port: int = 7860,
     queue: int = 16,
     longest_side: int = 256,
+    trust: list[str] | None = None,
 ) -> None:
     """Open a page to try prompts on; stop it with Ctrl-C.
 
@@ -205,6 +208,7 @@ def serve(
         port: to listen on; 0 takes a free one.
         queue: people that may wait for their picture; one more is told to come back.
         longest_side: of a picture, in pixels.
+        trust: modules besides lidit whose classes the checkpoints may name, such as `--trust mine`.
 
     Raises:
         ValueError: Gradio is not installed, there are more than two models, or the port is taken.
@@ -219,7 +223,7 @@ def serve(
 
     with listening(host, port) as server:  # what is wrong with it is said before models are loaded
         opened, port = address(server), server.getsockname()[1]
-    blocks = page(Studio(names, longest_side), queue)
+    blocks = page(Studio(names, longest_side, trust or ()), queue)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     settings = {"server_name": host, "server_port": port, "share": False, "quiet": True, "prevent_thread_lock": True}
     blocks.launch(**settings, theme=theme, css=STYLE, footer_links=[])

@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lidit.models.adapter import AdaptedUNet
+from lidit.models.contracts import Features, Text
 from lidit.models.flops import backbone_flops, prompt_encoder_flops
 from lidit.models.lidit import LIDiT
 from lidit.models.llmdiff import LLMDiffEncoder
-from lidit.models.prompt_encoder import Features, PromptEncoder, Text
+from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.unet import UNet
 from lidit.module import TextToImage
 

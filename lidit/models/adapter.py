@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lidit.models.prompt_encoder import Text
+from lidit.models.contracts import Text
 from lidit.models.source import find_file, load_name
 from lidit.models.unet import smallest_patch, step_of
 

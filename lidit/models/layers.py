@@ -52,35 +52,25 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
 
 
-def rotary(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b heads l d"]:
-    """Queries or keys turned by their place in the sequence (RoFormer, Su et al. 2021, base 10,000)."""
-    half, wide = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
-    frequencies = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(10_000) / half))
-    angles = torch.arange(x.shape[2], device=x.device)[:, None] * frequencies
-    a, b = x.to(wide).chunk(2, -1)
-    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head attention, from x to itself or to a context, with RMSNorm on queries and keys.
 
     QK-norm: LI-DiT, section 3.3.
 
     Args:
-        width: of x and of the context.
+        width: channels of x and of the context.
         heads: attention heads; must divide the width.
         qk_norm: normalise queries and keys per head.
-        positions: turn queries and keys by their places; for self-attention.
 
     Raises:
         ValueError: the heads do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool = True, positions: bool = False):
+    def __init__(self, width: int, heads: int, qk_norm: bool = True):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide width {width}; choose a divisor")
-        self.heads, self.positions = heads, positions
+        self.heads = heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
@@ -92,29 +82,30 @@ class Attention(nn.Module):
         x: Float[Tensor, "b q d"],
         context: Float[Tensor, "b k d"] | None = None,
         mask: Bool[Tensor, "b 1 #q k"] | None = None,
-        kept: list[Tensor] | None = None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Attend from x to the context (to x itself without one).
 
         Args:
-            x: what asks.
-            context: what is read.
+            x: the queries come from it.
+            context: the keys and values come from it.
             mask: True where a key may be seen.
-            kept: keys and values of the same context from an earlier call; empty: it is filled.
+            keys_values: the context's, from an earlier call of `keys_values`; then the context is not read.
         """
-        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # b heads q d/heads
-        key, value = kept or self._keys_values(x if context is None else context)
-        if kept is not None and not kept:
-            kept.extend((key, value))
-        query = self.query_norm(query).to(value.dtype)
-        query = rotary(query) if self.positions else query
+        key, value = keys_values or self.keys_values(x if context is None else context)
+        query = self.queries(x).to(value.dtype)
         return self.out(_attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
-    def _keys_values(self, context: Float[Tensor, "b k d"]) -> tuple[Tensor, Tensor]:
-        """Each (b heads k d/heads)."""
+    def queries(self, x: Float[Tensor, "b q d"]) -> Float[Tensor, "b heads q d/heads"]:
+        """Normalised queries."""
+        return self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))
+
+    def keys_values(
+        self, context: Float[Tensor, "b k d"]
+    ) -> tuple[Float[Tensor, "b heads k d/heads"], Float[Tensor, "b heads k d/heads"]]:
+        """Normalised keys, and values."""
         key, value = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        key = self.key_norm(key).to(value.dtype)
-        return (rotary(key) if self.positions else key), value
+        return self.key_norm(key).to(value.dtype), value
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

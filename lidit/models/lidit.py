@@ -9,8 +9,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lidit.models.contracts import KeysValues, Text
 from lidit.models.layers import Attention, Mlp, TimestepEmbedding, layer_norm, modulate
-from lidit.models.prompt_encoder import Text
 
 
 class ConvPosition(nn.Module):
@@ -51,14 +51,18 @@ class LIDiTBlock(nn.Module):
         text: Float[Tensor, "b l d"],
         visible: Bool[Tensor, "b 1 1 l"],
         condition: Float[Tensor, "b d"],
-        kept: list[Tensor] | None = None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "b n d"]:
         vectors = self.modulation(condition).chunk(9, 1)
         shift_s, scale_s, gate_s, shift_c, scale_c, gate_c, shift_m, scale_m, gate_m = vectors
         x = x + gate_s[:, None] * self.self_attention(modulate(self.self_norm(x), shift_s, scale_s))
-        asking = modulate(self.cross_norm(x), shift_c, scale_c)
-        x = x + gate_c[:, None] * self.cross_attention(asking, text, visible, kept)
+        queries = modulate(self.cross_norm(x), shift_c, scale_c)
+        x = x + gate_c[:, None] * self.cross_attention(queries, text, visible, keys_values)
         return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
+
+    def keys_values(self, text: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor]:
+        """The cross-attention's keys and values of a text, each (b heads l d/heads)."""
+        return self.cross_attention.keys_values(text)
 
 
 class LIDiT(nn.Module):
@@ -72,7 +76,6 @@ class LIDiT(nn.Module):
         patch: side of a patch in latent pixels.
         mlp_ratio: hidden width of the MLP over the width.
         qk_norm: RMSNorm on queries and keys in both attentions.
-        text_scale: initial weight of the RMSNorm over text tokens; 0.01 in SANA.
 
     Raises:
         ValueError: heads or 32 do not divide the width.
@@ -87,7 +90,6 @@ class LIDiT(nn.Module):
         patch: int = 2,
         mlp_ratio: float = 4.0,
         qk_norm: bool = True,
-        text_scale: float = 1.0,
     ):
         super().__init__()
         if width % 32:
@@ -96,8 +98,7 @@ class LIDiT(nn.Module):
         self.patchify = nn.Conv2d(channels, width, patch, stride=patch)
         self.position = ConvPosition(width)
         self.time = TimestepEmbedding(width)
-        self.text_norm = nn.RMSNorm(width, eps=1e-6)
-        nn.init.constant_(self.text_norm.weight, text_scale)
+        self.text_norm = nn.RMSNorm(width, eps=1e-6)  # UNSTATED: a norm over the text's tokens before all blocks
         self.blocks = nn.ModuleList(LIDiTBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_norm = layer_norm(width)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -114,8 +115,20 @@ class LIDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], text: Text) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        text: Text,
+        keys_values: KeysValues | None = None,
+    ) -> Float[Tensor, "b c h w"]:
         """Predict from the noisy latent x at time t in [0, 1].
+
+        Args:
+            x: noisy latent.
+            t: times.
+            text: what the blocks read.
+            keys_values: of that text, from `keys_values`, where it is read at many times.
 
         Raises:
             ValueError: a side of the latent is not a multiple of the patch.
@@ -126,13 +139,19 @@ class LIDiT(nn.Module):
         x = self.position(self.patchify(x))
         rows = x.shape[2]
         x = x.flatten(2).transpose(1, 2)  # b n d
-        condition = self.time(t) + text.pooled
-        tokens, visible = self.text_norm(text.tokens.unflatten(-1, (-1, self.width))), text.mask[:, None, None]
-        for i, block in enumerate(self.blocks):
-            level = i * tokens.shape[2] // len(self.blocks)  # the text has one, but for `levels.PerBlock`
-            kept = text.kept.of_block[i] if text.kept else None
-            x = block(x, tokens[:, :, level], visible, condition, kept)
+        condition, visible = self.time(t) + text.pooled, text.mask[:, None, None]
+        of_blocks = keys_values or [None] * len(self.blocks)
+        for block, tokens, pair in zip(self.blocks, self.read(text), of_blocks, strict=True):
+            x = block(x, tokens, visible, condition, pair)
         shift, scale = self.final_modulation(condition).chunk(2, 1)
         x = self.final(modulate(self.final_norm(x), shift, scale))
         x = x.unflatten(1, (rows, -1)).unflatten(-1, (self.patch, self.patch, -1))  # b h/p w/p p p c
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def read(self, text: Text) -> list[Float[Tensor, "b l d"]]:
+        """The tokens that each block reads: the same for all, normalised."""
+        return [self.text_norm(text.tokens)] * len(self.blocks)
+
+    def keys_values(self, text: Text) -> KeysValues:
+        """What the blocks' cross-attentions make of a text, for many calls with the same text, as in sampling."""
+        return [block.keys_values(tokens) for block, tokens in zip(self.blocks, self.read(text), strict=True)]

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -45,8 +44,6 @@ class FrozenLLM:
         name: Hugging Face id, folder, or `bundled:NAME`.
         layer: which of the hidden states, as transformers numbers them: 0 the embeddings, -1 after the last block and
             the final norm, -3 the third-to-last block (the paper's).
-        levels: hidden states that are laid beside one another, evenly spread up to `layer`, the lowest first; mean: the
-            layer-normalised mean of all of them up to there (arXiv 2506.08210).
         instruction: sentence before the caption in the user's turn; empty: the caption alone.
         system: system prompt; none: what the template puts by itself.
         max_tokens: tokens of the caption that are kept at most.
@@ -61,6 +58,7 @@ class FrozenLLM:
     """
 
     AUTO: Any = AutoModel  # transformers' class that finds the model's own
+    OUTPUTS: dict[str, bool] = {}  # what a forward pass is asked for besides the last hidden state
 
     def __init__(
         self,
@@ -74,13 +72,10 @@ class FrozenLLM:
         revision: str | None = None,
         template: Literal["chat", "plain"] = "chat",
         sharded: bool = False,
-        levels: int | Literal["mean"] = 1,
     ) -> None:
         if sharded and dtype == "int8":
             raise ValueError(f"{name}: weights in int8 are not sharded; choose sharded: false or dtype: bfloat16")
-        if levels != "mean" and levels < 1:
-            raise ValueError(f"levels of {name} is {levels}; at least one hidden state has to be read, or say mean")
-        self.name, self.layer, self.levels, self.padding_side = name, layer, levels, padding_side
+        self.name, self.layer, self.padding_side = name, layer, padding_side
         self.dtype, self.revision, self.sharded = dtype, revision, sharded
         self.prompts = Prompts(name, instruction, system, max_tokens, revision, template)
         self.cut = 0
@@ -112,8 +107,8 @@ class FrozenLLM:
 
     @property
     def width(self) -> int:
-        """Channels e of a feature, over all levels, from the config alone."""
-        return self._config.get_text_config().hidden_size * (1 if self.levels == "mean" else self.levels)
+        """Channels e of a feature, from the config alone."""
+        return self._config.get_text_config().hidden_size
 
     @property
     def depth(self) -> int:
@@ -127,24 +122,11 @@ class FrozenLLM:
             raise ValueError(f"layer {self.layer}: {self.name} has hidden states {-blocks - 1} to {blocks}")
         return self.layer % (blocks + 1)
 
-    @property
-    def taps(self) -> list[int]:
-        """The hidden states that are read, as transformers numbers them.
-
-        Raises:
-            ValueError: there are fewer blocks than levels.
-        """
-        count = self.depth if self.levels == "mean" else self.levels
-        if count > max(self.depth, 1):
-            raise ValueError(f"{self.name} has {self.depth} blocks up to layer {self.layer}, and levels is {count}")
-        return [self.depth * (i + 1) // count for i in range(count)]
-
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What features depend on: a cache made by another identity is stale. Padding is not part of it."""
         source = describe(self.name, self._config_file)
-        levels = {} if self.levels == 1 else {"levels": self.levels}  # caches of before there were any stay valid
-        return {**source, "layer": self.layer, "dtype": self.dtype, **levels, **self.prompts.identity}
+        return {**source, "layer": self.layer, "dtype": self.dtype, **self.prompts.identity}
 
     def show(self, prompt: str) -> list[tuple[str, bool]]:
         """The tokens that are run, in order, and whether each is kept as text for the denoiser."""
@@ -243,12 +225,13 @@ class FrozenLLM:
     ) -> Float[Tensor, "b l e"]:
         """Hidden states; the shared first tokens, which under a causal mask see no other, are run once for all rows."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        every = {} if self.levels == 1 else {"output_hidden_states": True}
         if not shared:
             return self._tapped(
-                model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, **every)
+                model(
+                    input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, **self.OUTPUTS
+                )
             )
-        first = model(input_ids=ids[:1, :shared], use_cache=True, **every)
+        first = model(input_ids=ids[:1, :shared], use_cache=True, **self.OUTPUTS)
         word = "cache" if "cache" in first else "past_key_values"  # transformers before 5.24
         cache = first[word]
         cache.batch_repeat_interleave(len(ids))
@@ -258,18 +241,13 @@ class FrozenLLM:
             position_ids=positions[:, shared:],
             use_cache=True,
             **{word: cache},
-            **every,
+            **self.OUTPUTS,
         )
         return torch.cat([self._tapped(first).expand(len(ids), -1, -1), self._tapped(rest)], 1)
 
     def _tapped(self, output: Any) -> Float[Tensor, "b l e"]:
-        """What is read of a forward pass: the last hidden state that was computed, several, or the mean of all."""
-        if self.levels == 1:
-            return output.last_hidden_state
-        states = [output.hidden_states[tap] for tap in self.taps]
-        if self.levels == "mean":
-            return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in states]).mean(0)
-        return torch.cat(states, -1)
+        """What is read of a forward pass: the last hidden state that was computed."""
+        return output.last_hidden_state
 
     def _count(self, splits: list[Split]) -> None:
         """Count the captions that were cut, and say so at the first."""

@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lidit.models.contracts import Features, Text, is_caption
 from lidit.models.layers import masked_mean
 from lidit.models.llm import FrozenLLM
-from lidit.models.prompt_encoder import Features, Text, truncate
+from lidit.models.prompt_encoder import truncate
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose blocks are norm, attention, norm, MLP, and nothing else
 Empty = Literal["same", "isolated", "none"]
@@ -165,6 +166,7 @@ class LLMDiffEncoder(nn.Module):
         self.pool = nn.Linear(features, width) if project else None
 
     timeless = True  # the text is the same at every time
+    units = ()  # too small to be gathered in parts
 
     def encode(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l e"]:
         """The end of the chain, normalised, in float32, from features."""
@@ -187,8 +189,7 @@ class LLMDiffEncoder(nn.Module):
             t: times (b).
         """
         ((tokens, mask, start),) = features
-        kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= start[:, None])
-        c, mask = truncate(self.encode(tokens), kept)
+        c, mask = truncate(self.encode(tokens), is_caption(mask, start))
         if self.project is None:
             return Text(c, mask, masked_mean(c, mask))
         return Text(self.project(c), mask, self.pool(masked_mean(c, mask)))

@@ -6,8 +6,6 @@ each LLM's tokens without the causal mask; the second lets the tokens of several
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -26,19 +24,16 @@ class RefinerBlock(nn.Module):
     """Self-attention, then MLP; each residual is multiplied by a gate made from text and time, zero at initialisation.
 
     # UNSTATED: pre-LayerNorm with affine parameters and a GELU MLP; the figure shows neither.
+    # UNSTATED: QK-norm in the refiners' attention; the paper names it for the diffusion transformer alone.
     """
 
-    VECTORS = {False: 0, True: 2, "full": 6}  # made from text and time
-
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float, gating: bool | Literal["full"], positions: bool = False
-    ):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, gating: bool):
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads, positions=positions)
+        self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, mlp_ratio)
-        self.gates = zeroed(nn.Linear(width, self.VECTORS[gating] * width)) if gating else None
+        self.gates = zeroed(nn.Linear(width, 2 * width)) if gating else None
 
     def forward(
         self, x: Float[Tensor, "b l d"], visible: Bool[Tensor, "b 1 #l l"], condition: Float[Tensor, "b d"]
@@ -46,27 +41,21 @@ class RefinerBlock(nn.Module):
         if self.gates is None:
             x = x + self.attention(self.attention_norm(x), mask=visible)
             return x + self.mlp(self.mlp_norm(x))
-        gate_a, gate_m, *full = self.gates(nn.functional.silu(condition)).unflatten(1, (-1, x.shape[2])).unbind(1)
-        x = x + gate_a[:, None] * self.attention(_normed(self.attention_norm, x, full[:2]), mask=visible)
-        return x + gate_m[:, None] * self.mlp(_normed(self.mlp_norm, x, full[2:]))
-
-
-def _normed(norm: nn.LayerNorm, x: Tensor, shift_scale: list[Tensor]) -> Tensor:
-    return modulate(norm(x), *shift_scale) if shift_scale else norm(x)
+        gate_a, gate_m = self.gates(nn.functional.silu(condition)).chunk(2, 1)
+        x = x + gate_a[:, None] * self.attention(self.attention_norm(x), mask=visible)
+        return x + gate_m[:, None] * self.mlp(self.mlp_norm(x))
 
 
 class LinguisticTokenRefiner(nn.Module):
     """Blocks of self-attention over one LLM's tokens, gated by text and time (section 3.1; Tables 3 and 5).
 
     Args:
-        width: of the tokens.
+        width: channels of the tokens.
         heads: attention heads.
         depth: blocks; 0 leaves the tokens as they are.
         full_attention: let every token see every other; False keeps the LLM's causal mask (Table 3).
-        gating: multiply each residual by its adaptive gate (Table 5); gates are zero at initialisation. full: shift and
-            scale what goes in as well, as Kandinsky 5 does.
+        gating: multiply each residual by its adaptive gate (Table 5); gates are zero at initialisation.
         mlp_ratio: hidden width of the MLP over the width.
-        positions: let attention know places by rotary embedding; otherwise only the LLM's features tell them.
     """
 
     def __init__(
@@ -75,16 +64,15 @@ class LinguisticTokenRefiner(nn.Module):
         heads: int,
         depth: int = 2,
         full_attention: bool = True,
-        gating: bool | Literal["full"] = True,
+        gating: bool = True,
         mlp_ratio: float = 4.0,
-        positions: bool = False,
     ):
         super().__init__()
         self.full_attention = full_attention
-        self.blocks = nn.ModuleList(RefinerBlock(width, heads, mlp_ratio, gating, positions) for _ in range(depth))
+        self.blocks = nn.ModuleList(RefinerBlock(width, heads, mlp_ratio, gating) for _ in range(depth))
 
     def forward(
-        self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], condition: Float[Tensor, "b d"]
+        self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"], condition: Float[Tensor, "b _"]
     ) -> Float[Tensor, "b l d"]:
         """Refine tokens (b l d); padding (mask False) is never read. `condition` is pooled text plus time."""
         visible = mask[:, None, None]
@@ -101,6 +89,7 @@ class CollaborativeBlock(nn.Module):
     """One branch's step: cross-attention to the other branches, then MLP, each with shift, scale and gate.
 
     # UNSTATED: the three vectors come from one zero-initialised layer, so the block starts as the identity.
+    # UNSTATED: a LayerNorm on the tokens of the other branches, and QK-norm; the figure shows neither.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
@@ -128,7 +117,7 @@ class CollaborativeRefiner(nn.Module):
 
     Args:
         branches: number of LLMs, at least 2; with more, a branch reads all the others, concatenated.
-        width: of the tokens.
+        width: channels of the tokens.
         heads: attention heads.
         depth: blocks per branch.
         mlp_ratio: hidden width of the MLP over the width.

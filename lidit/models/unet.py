@@ -9,7 +9,7 @@ from diffusers.models import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lidit.models.prompt_encoder import Text
+from lidit.models.contracts import Text
 
 STEPS = 1000  # of the noise schedule that U-Nets of diffusers are trained with
 

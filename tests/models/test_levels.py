@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lidit.models.presets import PRESETS
 from torch.nn import functional as F
 from transformers import AutoModel
 
 from lidit.cli import main
 from lidit.models.llm import FrozenLLM
-from lidit.models.presets import PRESETS
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.refiners import CollaborativeRefiner
 from lidit.plan import read

@@ -1,4 +1,4 @@
-"""From several hidden states of an LLM to one text: presets beyond the paper; see docs/prompt_encoders.md.
+"""From several hidden states of an LLM to one text.
 
 Features come as levels laid beside one another, (b l k e) as (b l k*e), the lowest first.
 """
@@ -83,3 +83,12 @@ class PerBlock(nn.ModuleList):
 
     def forward(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l _"]:
         return torch.cat([linear(part) for linear, part in zip(self, x.chunk(len(self), -1), strict=True)], -1)
+
+
+class Unrefined(nn.Module):
+    """In a refiner's place: the tokens as they are, of any width."""
+
+    def forward(
+        self, x: Float[Tensor, "b l _"], mask: Bool[Tensor, "b l"], condition: Float[Tensor, "b _"]
+    ) -> Float[Tensor, "b l _"]:
+        return x

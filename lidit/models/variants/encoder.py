@@ -1,0 +1,129 @@
+"""The prompt encoder with the parts of other systems in place of LI-DiT's; presets.py has their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lidit.models.contracts import Features
+from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder, initialise, truncate
+from lidit.models.variants.levels import EachLevel, LayerMix, LevelAttention, PerBlock, Unrefined
+from lidit.models.variants.refiners import VariantRefiner
+
+Mix = Literal["together", "weights", "attention", "per_block"]
+
+
+class VariantEncoder(PromptEncoder):
+    """A `PromptEncoder` of which some parts are other systems'.
+
+    Args:
+        llm_widths: width of each LLM's features, one per LLM.
+        width: the transformer's width.
+        heads: attention heads of the refiners.
+        refiner_depth: blocks of each token refiner; 0 for none.
+        gating: adaptive gates in the refiners; full: shift and scale as well, as Kandinsky 5 does.
+        fusion: how several LLMs meet; by default collaborative where there are at least two, but for mix=per_block.
+        mlp_ratio: hidden width of the refiners' MLPs over the width.
+        whiten: whiten the LLMs' features; see `FeatureNorm`.
+        truncate: cut the instruction after the refiners, as the paper does, before them, or never.
+        positions: rotary positions in the refiners.
+        pool: the pooled vector's projection: linear, or an MLP of two SiLU layers, as in HunyuanVideo.
+        levels: hidden states of which each LLM's features are made; as the LLMs' own setting.
+        mix: how several levels become one text (`levels.py`): projected together, by learnt weights, by attention, or
+            one for each part of the backbone, which `VariantLIDiT` reads.
+        settings: other arguments of `PromptEncoder`.
+
+    Raises:
+        ValueError: as of `PromptEncoder`; levels that do not fit, or a refiner or fusion that mix=per_block has not.
+    """
+
+    def __init__(
+        self,
+        llm_widths: list[int],
+        width: int,
+        heads: int = 16,
+        refiner_depth: int = 2,
+        gating: bool | Literal["full"] = True,
+        fusion: Literal["collaborative", "concat"] | None = None,
+        mlp_ratio: float = 4.0,
+        whiten: bool = False,
+        truncate: Literal["after", "before", "never"] = "after",
+        positions: bool = False,
+        pool: Literal["linear", "mlp"] = "linear",
+        levels: int = 1,
+        mix: Mix = "together",
+        **settings: Any,
+    ):
+        if wrong := [e for e in llm_widths if e % levels]:
+            raise ValueError(
+                f"{wrong[0]} feature channels do not divide into {levels} levels; use the same `levels` for llms and "
+                "prompt_encoder"
+            )
+        if mix == "per_block" and (refiner_depth or fusion == "collaborative"):
+            raise ValueError(
+                "mix=per_block gives each block its own text, unrefined: set refiner_depth=0, fusion=concat"
+            )
+        fusion = "concat" if mix == "per_block" else fusion
+        super().__init__(
+            llm_widths,
+            width,
+            heads,
+            refiner_depth,
+            gating=bool(gating),
+            fusion=fusion,
+            mlp_ratio=mlp_ratio,
+            whiten=whiten,
+            **settings,
+        )
+        self.truncate = truncate
+        if levels > 1:
+            self.norms = nn.ModuleList(_each_level(e // levels, levels, whiten) for e in llm_widths)
+            sizes = (levels, width, heads, mlp_ratio)
+            self.project = initialised(_projection(mix, e // levels, *sizes) for e in llm_widths)
+        if pool == "mlp":
+            self.pool = initialised(_mlp(e, width) for e in llm_widths)
+        if mix == "per_block":
+            self.refiners = nn.ModuleList(Unrefined() for _ in llm_widths)
+        elif gating == "full" or positions:
+            refiner = (width, heads, refiner_depth, self.refiners[0].full_attention, gating, mlp_ratio, positions)
+            self.refiners = initialised(VariantRefiner(*refiner) for _ in llm_widths)
+
+    def read(self, i: int, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As of `PromptEncoder`; the instruction may be cut here, or be read like the caption."""
+        tokens, mask, prompt_start = features
+        if self.truncate == "never":
+            prompt_start = torch.zeros_like(prompt_start)
+        x, mask, caption, pooled = super().read(i, (tokens, mask, prompt_start))
+        if self.truncate == "before":
+            x, mask = truncate(x, caption)
+            caption = mask
+        return x, mask, caption, pooled
+
+
+def initialised(modules: Iterable[nn.Module]) -> nn.ModuleList:
+    """Parts with the beginning that `PromptEncoder` gives to its own."""
+    parts = nn.ModuleList(modules)
+    initialise(parts)
+    return parts
+
+
+def _each_level(features: int, levels: int, whiten: bool) -> EachLevel:
+    return EachLevel(FeatureNorm(features, whiten) for _ in range(levels))
+
+
+def _projection(mix: Mix, features: int, levels: int, width: int, heads: int, mlp_ratio: float) -> nn.Module:
+    """From normalised features (b l k*e) to the width, or k times the width for mix=per_block."""
+    if mix == "weights":
+        return LayerMix(levels, features, width)
+    if mix == "attention":
+        return LevelAttention(levels, features, width, heads, 2, mlp_ratio)
+    if mix == "per_block":
+        return PerBlock(levels, features, width)
+    return nn.Linear(levels * features, width)
+
+
+def _mlp(features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
