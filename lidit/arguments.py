@@ -133,7 +133,7 @@ def brief(message: str, known: Iterable[str]) -> str:
     if option := re.match(r"unrecognized arguments: (--?[^\s=]+)|.*does not accept option '([^']+)'", message):
         name = "--" + (option[1] or option[2]).lstrip("-")
         return f"there is no option {name}{near(name, known)}"
-    for explain in (_unknown_key, _unknown_class, _wrong_value, _wrong_kind):
+    for explain in (_unknown_key, _unknown_class, _broken_contract, _wrong_factory, _wrong_value, _wrong_kind):
         if text := explain(message):
             return text
     return " ".join(re.sub(r'Parser key "([^"]+)":', r"\1:", message).split())
@@ -156,6 +156,29 @@ def _unknown_class(message: str) -> str | None:
     if not wrong:
         return None
     return f"{_place(message, wrong)}: there is no {wrong[1]}.{wrong[2]}{near(wrong[2], dir(sys.modules[wrong[1]]))}"
+
+
+def _broken_contract(message: str) -> str | None:
+    """Of a class that lacks a method, or whose methods take other arguments."""
+    wrong = re.search(r"Import path ([\w.]+)\.(\w+) does not implement protocol (\w+)", message)
+    if not wrong:
+        return None
+    kind, contracts = getattr(sys.modules.get(wrong[1]), wrong[2], None), sys.modules["lidit.models.contracts"]
+    lacking = [name for name in vars(getattr(contracts, wrong[3])) if name[0] != "_" and not hasattr(kind, name)]
+    why = f"it has no {', '.join(lacking)}" if lacking else "its methods take other arguments"
+    what = f"{wrong[1]}.{wrong[2]} is no {wrong[3].lower()}: {why}"
+    return f"{_place(message, wrong)}: {what}; lidit.models.contracts.{wrong[3]} says what each is"
+
+
+def _wrong_factory(message: str) -> str | None:
+    """Of a class that is made from other arguments than its part is given."""
+    wrong = re.search(r"Type \S*Callable\[\[(.*?)\], ([\w.]+)\] expects a function or a callable class", message)
+    if not wrong:
+        return None
+    path = re.search(r"class_path[ =:']*?'([\w.]+)'", message)
+    kind = path[1] if path else _given(message)
+    what = f"{kind} is no {_plain(wrong[2])} that ({_plain(wrong[1])}) alone makes"
+    return f"{_place(message, wrong)}: {what}; say its other arguments as init_args, or name another class"
 
 
 def _wrong_value(message: str) -> str | None:

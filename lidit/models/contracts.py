@@ -14,7 +14,7 @@ c h w latent. Times t are in [0, 1], from data to noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -81,8 +81,8 @@ class Objective(Protocol):
     def loss(self, predict: Any, x0: Any, generator: Any = None, /) -> Any:
         """Per-sample loss (b) of `predict(x_t, t)` for clean latents x0 (b c h w), and the times (b) drawn."""
 
-    def times(self, steps: int, latent_hw: Sequence[int], /) -> Any:
-        """Times of a sampler, decreasing from 1 to 0: (steps + 1)."""
+    def times(self, steps: Any, latent_hw: Any, /) -> Any:
+        """Times of a sampler of so many steps, decreasing from 1 to 0 (steps + 1), for a latent's height and width."""
 
     def alpha_sigma(self, t: Any, /) -> Any:
         """What data and noise are multiplied with at times t, each of t's shape."""

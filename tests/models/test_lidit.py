@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lidit.models.contracts import Features, Text
 from lidit.models.layers import Attention
 from lidit.models.lidit import LIDiT, LIDiTBlock
-from lidit.models.prompt_encoder import Features, Kept, PromptEncoder, Text
+from lidit.models.prompt_encoder import PromptEncoder
+from lidit.models.variants.backbone import VariantLIDiT
+from lidit.models.variants.encoder import VariantEncoder
 from lidit.objectives import RectifiedFlow
 from lidit.parallel import Parallel
 
@@ -59,16 +62,17 @@ def test_latents_of_any_size_and_aspect_pass_through_the_same_weights(size: tupl
 
 @pytest.mark.parametrize("compiled", [False, True])
 @torch.no_grad()
-def test_keys_and_values_of_a_kept_text_are_made_once(compiled: bool) -> None:
+def test_keys_and_values_of_a_text_are_made_once_for_many_times(compiled: bool) -> None:
     model, calls = backbone(), []
-    x, kept = randn(2, CHANNELS, 8, 12), text()._replace(kept=Kept())
+    x = randn(2, CHANNELS, 8, 12)
     expected = [model(x, t * times(), text()) for t in (1.0, 0.5)]
     for block in model.blocks:
         block.cross_attention.key_value.register_forward_hook(lambda *_: calls.append(1))
     if compiled:
         Parallel(compile=True, compile_backend="eager").apply(model)
+    keys_values = model.keys_values(text())
     for t, prediction in zip((1.0, 0.5), expected, strict=True):
-        torch.testing.assert_close(model(x, t * times(), kept), prediction)
+        torch.testing.assert_close(model(x, t * times(), text(), keys_values), prediction)
     assert len(calls) == len(model.blocks)
 
 
@@ -260,26 +264,14 @@ def features(width: int, seed: int, lengths: tuple[int, int] = (9, 6)) -> Featur
 )
 @pytest.mark.parametrize("widths", [(32,), (32, 48), (32, 48, 24)], ids=str)
 def test_gradient_reaches_every_parameter_of_prompt_encoder_and_backbone(widths: tuple, settings: dict) -> None:
-    encoder = perturbed(PromptEncoder(list(widths), WIDTH, heads=HEADS, **settings))
-    model, t = backbone(), times()
+    encoder = perturbed(VariantEncoder(list(widths), WIDTH, heads=HEADS, **settings))
+    levels = settings["levels"] if settings.get("mix") == "per_block" else 1
+    model, t = perturbed(VariantLIDiT(CHANNELS, levels, depth=2, width=WIDTH, heads=HEADS)), times()
     told = encoder([features(width, seed=i) for i, width in enumerate(widths)], t)
     model(randn(2, CHANNELS, 8, 12), t, told).square().mean().backward()
     named = [*encoder.named_parameters(), *model.named_parameters()]
     assert [name for name, p in named if p.grad is None or not p.grad.any()] == []
     assert all(p.grad.isfinite().all() for _, p in named)
-
-
-def test_a_text_of_several_levels_gives_each_block_its_own() -> None:
-    model, t, x = backbone(), times(), randn(2, CHANNELS, 8, 8)  # of two blocks
-    low, high = randn(2, 5, WIDTH, seed=1), randn(2, 5, WIDTH, seed=2)
-    mask, pooled = torch.ones(2, 5, dtype=torch.bool), randn(2, WIDTH, seed=3)
-    seen = []
-    for block in model.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    model(x, t, Text(torch.cat([low, high], -1), mask, pooled))
-    assert len(seen) == 2
-    for read, given in zip(seen, (low, high), strict=True):
-        torch.testing.assert_close(read, model.text_norm(given))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lidit.models.contracts import Features, Text
 from lidit.models.llm import FrozenLLM
-from lidit.models.prompt_encoder import FeatureNorm, Features, PromptEncoder, Text, truncate
+from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder, truncate
 from lidit.models.refiners import CollaborativeRefiner, ConcatFusion
+from lidit.models.variants.encoder import VariantEncoder
 
 WIDTH = 32
 SHORT, LONG = "a red circle", "a red circle to the left of a blue square, above two green stars"
@@ -31,12 +34,14 @@ SETTINGS = [
     {"levels": 4, "mix": "attention"},
     {"levels": 2, "mix": "per_block", "refiner_depth": 0, "fusion": "concat"},
 ]
+OURS = set(inspect.signature(PromptEncoder).parameters)
 
 
 def encoder(widths: tuple[int, ...] = (32, 48), trained: bool = True, **settings: object) -> PromptEncoder:
     """A prompt encoder in float64, by default as after some training: nothing in it is zero."""
     torch.manual_seed(0)
-    model = PromptEncoder(list(widths), WIDTH, heads=4, mlp_ratio=2.0, **settings).double()
+    kind = PromptEncoder if settings.keys() <= OURS and settings.get("gating") != "full" else VariantEncoder
+    model = kind(list(widths), WIDTH, heads=4, mlp_ratio=2.0, **settings).double()
     return perturbed(model) if trained else model
 
 
