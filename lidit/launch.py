@@ -15,8 +15,9 @@ from pathlib import Path
 from lidit import job, torchrun
 from lidit import slurm as cluster
 from lidit.arguments import parse_functions
+from lidit.folder import JOBS, LOGS
 from lidit.job import Check, Job, Ranks, Task
-from lidit.runs import JOBS, LOGS, WAITING, last_job
+from lidit.runs import WAITING, last_job
 
 SEVERAL = ("env", "module", "setup", "sbatch")  # options that may be given more than once
 
