@@ -18,7 +18,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import DistNetworkError
 
-from lidit import signals
 from lidit.arguments import parse
 from lidit.callbacks.checkpoints import Checkpoints
 from lidit.callbacks.preemption import Preemption
@@ -26,6 +25,7 @@ from lidit.callbacks.record import Record
 from lidit.checkpoint import check_whole, newest
 from lidit.data.datamodule import ShardData
 from lidit.folder import CHECKPOINTS, checkpoints_in
+from lidit.jobs import signals
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
 from lidit.models.presets import PRESETS, settings

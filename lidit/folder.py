@@ -5,7 +5,7 @@
     RUN/version_0/samples/step-000500.png     and what was drawn while it trained
     RUN/checkpoints/step-00001000.ckpt        a file, or a folder of sharded weights; `latest` links to the newest
     RUN/record.json                           with what and how long it trained (`lidit.callbacks.provenance`)
-    RUN/state/rank-0.json                     what each rank says of itself (`lidit.state`)
+    RUN/state/rank-0.json                     what each rank says of itself (`lidit.jobs.state`)
     RUN/jobs                                  the ids of its jobs in Slurm, a line each, the newest last
     RUN/logs/                                 what its jobs printed
 

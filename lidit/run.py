@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lidit import runs, state
 from lidit.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, STATE, checkpoints_in, pictures_in, starts, step_of
+from lidit.jobs import runs, state
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,8 +21,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from lidit import signals, state
 from lidit.folder import CHECKPOINTS, RECORD, SCORES, checkpoint_name
+from lidit.jobs import signals, state
 from lidit.table_file import TRAINING, Row, Table, as_line, as_word, read_table
 from lidit.whole import write_text
 

@@ -10,7 +10,7 @@ import pytest
 
 from lidit.cli import main
 from lidit.folder import checkpoints_in
-from lidit.state import State, read
+from lidit.jobs.state import State, read
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidit import slurm, state
 from lidit.folder import CHECKPOINTS, JOBS, LOGS, STATE
-from lidit.state import State
+from lidit.jobs import slurm, state
+from lidit.jobs.state import State
 
 DEPTH = 3  # folders within folders that are looked into
 SILENT = 300  # seconds without a word after which nobody knows whether a run is still there

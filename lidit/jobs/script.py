@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lidit.arguments import take
 from lidit.folder import LOGS, STATE, state_name
-from lidit.state import UNQUEUED
+from lidit.jobs.state import UNQUEUED
 
 TEMPLATE = Path(__file__).with_name("slurm_job.sh")
 TRAINED = ("fit", "validate", "test")  # of Lightning: they are told how many ranks there are

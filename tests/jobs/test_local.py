@@ -17,7 +17,7 @@ import yaml
 
 from lidit.cli import main
 from lidit.folder import checkpoints_in
-from lidit.state import STOPPED_CODE, read
+from lidit.jobs.state import STOPPED_CODE, read
 
 pytestmark = pytest.mark.slow
 
