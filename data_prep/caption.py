@@ -25,11 +25,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from data_prep.processes import begin, own_device, replacing, share
+from data_prep.processes import begin, own_device, share
 from data_prep.shard import finished
 from lidit.data.index import MANIFEST, ShardIndex, index_path, scan
 from lidit.models.llm import quiet
 from lidit.models.source import describe, find_file, load_name
+from lidit.whole import replacing
 
 # UNSTATED: what the paper asked CogVLM for; we ask for what its instruction to the LLM names
 INSTRUCTION = (

@@ -35,9 +35,10 @@ import numpy as np
 
 from data_prep.filter_rules import Aesthetic, Rules, dhash, near_duplicates
 from data_prep.images import Unusable, decode
-from data_prep.processes import begin, replacing
+from data_prep.processes import begin
 from data_prep.records import Record, digest
 from data_prep.sources import Collection, Columns, find
+from lidit.whole import replacing, write_text
 
 if TYPE_CHECKING:
     from data_prep.aesthetic import AestheticModel
@@ -228,8 +229,7 @@ def _write(folder: Path, records: list[Record], removed: Verdicts, rules: Rules)
     counts = Counter(rule for rule, _ in removed.values())
     by_rule = {name: counts[name] for name in sorted(_declared(rules) | counts.keys())}
     report = {"records": len(records), "kept": len(records) - len(removed), "removed": by_rule, "rules": asdict(rules)}
-    with replacing(folder / "report.json") as file:
-        file.write_text(json.dumps(report, indent=1) + "\n")
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     with replacing(folder / "removed.jsonl") as file, file.open("w") as lines:
         for i, (rule, detail) in sorted(removed.items()):
             lines.write(json.dumps({"key": records[i].key, "rule": rule, "detail": detail}) + "\n")

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from data_prep.processes import begin, own_device, replacing, share
+from data_prep.processes import begin, own_device, share
 from lidit.data.cache import IDENTITY, KINDS, shard_file
 from lidit.data.index import ShardIndex
 from lidit.data.remote import Copies
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.pixels import to_tensor
+from lidit.whole import replacing
 
 PROBED = 64  # captions whose tokens are counted, to estimate how many a character makes
 

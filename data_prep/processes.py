@@ -1,4 +1,4 @@
-"""Several processes that fill one folder: who does which part, and how each writes without waiting for another.
+"""Several processes that fill one folder: who does which part, and how it is begun without waiting for another.
 
 No process group is opened: an hour of computing in one process lets no collective of another time out, and processes
 may start, stop and continue at different times, in any number.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lidit.data.index import differences
+from lidit.whole import is_partial, write_first
 
 
 def share(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
@@ -73,51 +71,9 @@ def begin(folder: Path, name: str, made: dict, more: dict, fix: str) -> None:
     manifest, made = folder / name, json.loads(json.dumps(made))
     folder.mkdir(parents=True, exist_ok=True)
     if not manifest.is_file():
-        strange = any(not _is_partial(file) for file in folder.iterdir())
+        strange = any(not is_partial(file) for file in folder.iterdir())
         if strange and not manifest.is_file():  # another process may have begun just now
             raise ValueError(f"{folder} is not empty and was not begun by this command; {fix}")
-        _publish(json.dumps(made | more, indent=1), manifest)
+        write_first(manifest, json.dumps(made | more, indent=1))
     if differ := differences(json.loads(manifest.read_text()), made):
         raise ValueError(f"{folder} holds other data: {'; '.join(differ)}; {fix}")
-
-
-def _publish(text: str, path: Path) -> None:
-    """Write a file, unless another process was faster."""
-    partial = _partial(path)
-    partial.write_text(text)
-    try:
-        os.link(partial, path)  # unlike a rename it replaces nothing
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which becomes `path` when the block ends; what killed processes left of it goes too.
-
-    Two processes that write the same file at once do not meet: each has its own, and the last one stays.
-    """
-    partial = _partial(path)
-    try:
-        yield partial
-        try:
-            partial.replace(path)
-        except FileNotFoundError:  # swept away by another process that finished the same file
-            if not path.is_file():
-                raise
-        for left in path.parent.glob(f".{path.name}.*.partial"):
-            left.unlink(missing_ok=True)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-
-
-def _is_partial(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".partial")

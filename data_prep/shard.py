@@ -35,10 +35,11 @@ from PIL import Image
 from data_prep import sources
 from data_prep.images import Picture, Unusable, fit
 from data_prep.places import Cell
-from data_prep.processes import begin, replacing
+from data_prep.processes import begin
 from data_prep.records import Record, digest, kept_keys
 from lidit.data.index import MANIFEST, index_path, read_index, scan
 from lidit.pictures import parse_size
+from lidit.whole import replacing, write_text
 
 SOURCES = {"scenes": sources.scenes}
 SCENES = 20_000  # drawn where no count is given
@@ -232,8 +233,7 @@ def _report(folder: Path, tars: list[str]) -> None:
     _write_lines(folder / SKIPPED, skipped)
     manifest = json.loads((folder / MANIFEST).read_text())
     if manifest["tars"] != (listed := [name for name, count in counts.items() if count]):
-        with replacing(folder / MANIFEST) as file:
-            file.write_text(json.dumps(manifest | {"tars": listed}, indent=1))
+        write_text(folder / MANIFEST, json.dumps(manifest | {"tars": listed}, indent=1))
     print(f"{folder}: {sum(counts.values())} samples; {len(skipped)} records were skipped", flush=True)
     examples = {line["reason"]: line for line in reversed(skipped)}
     for reason, number in Counter(line["reason"] for line in skipped).most_common():
@@ -250,8 +250,7 @@ def _write_lines(path: Path, lines: list[dict[str, str]]) -> None:
     if not lines:
         path.unlink(missing_ok=True)
     elif not path.is_file() or path.read_text() != text:
-        with replacing(path) as file:
-            file.write_text(text)
+        write_text(path, text)
 
 
 def _picture(record: Record, sizes: Sizes) -> Picture:

@@ -6,12 +6,12 @@ python -m experiments.cards checksums      once a bundled file has changed: `lid
 from __future__ import annotations
 
 import json
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from lidit import assets
+from lidit.whole import write_text
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -21,16 +21,14 @@ def versions(*packages: str) -> dict[str, str]:
 
 def write_card(folder: Path, **facts: object) -> None:
     """Write card.json: its name appears in `bundled:` errors and its facts in the README."""
-    temporary = folder / "card.json.part"
-    temporary.write_text(json.dumps({"name": folder.name, **facts}, indent=2) + "\n")
-    os.replace(temporary, folder / "card.json")
+    write_text(folder / "card.json", json.dumps({"name": folder.name, **facts}, indent=2) + "\n")
     print(json.dumps(facts.get("measured"), indent=2))
 
 
 def write_checksums() -> None:
     """Write the checksums of all that is bundled now."""
     manifest = assets.ROOT / assets.CHECKSUMS
-    manifest.write_text(json.dumps(assets.checksums(), indent=1) + "\n")
+    write_text(manifest, json.dumps(assets.checksums(), indent=1) + "\n")
     print(f"{len(json.loads(manifest.read_text()))} files in lidit/assets/{manifest.name}")
 
 

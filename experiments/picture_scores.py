@@ -13,6 +13,8 @@ from PIL import Image
 from lidit.eval.metrics import CLIPIQA, CLIPScore, SigLIPScore
 from lidit.eval.openclip import OpenCLIP
 from lidit.eval.suite import read_image
+from lidit.folder import SCORES
+from lidit.whole import write_text
 
 BATCH = 64
 
@@ -52,7 +54,7 @@ def score(pictures: str, out: str, clip: str = "openai", siglip: str = "webli") 
         "images_scored": len(found),
     }
     Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out) / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_text(Path(out) / SCORES, json.dumps(record, indent=2) + "\n")
     print(f"{out}: {len(found)} pictures, {scores}")
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cards import versions
-from lidit import checkpoint
+from lidit.folder import METRICS, checkpoint_name, checkpoints_in
 
 EVERY = 10  # steps between checkpoints, validations and rows of the table
 RANKS_AND_WORKERS = ((1, 2), (2, 0), (2, 1))
@@ -99,7 +99,7 @@ def measure(
         runs = {"uninterrupted": history(folder / "whole")}
         killed_at = kill_and_resume(recipe, folder / "killed", kills, seed)
         runs[f"killed at {', '.join(map(str, killed_at))}"] = history(folder / "killed")
-        half = folder / "whole" / checkpoint.name(steps // 2)
+        half = folder / "whole" / checkpoint_name(steps // 2)
         for ranks, workers in RANKS_AND_WORKERS:
             place = folder / f"{ranks}-{workers}"
             train(recipe, place, half, ranks, workers)
@@ -140,7 +140,7 @@ def kill_and_resume(recipe: Recipe, folder: Path, kills: int, seed: int) -> list
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest step."""
-    return next(iter(checkpoint.all_in(folder)), None)
+    return next(iter(checkpoints_in(folder)), None)
 
 
 def last_step(folder: Path) -> int:
@@ -150,7 +150,7 @@ def last_step(folder: Path) -> int:
 
 def logged(folder: Path) -> Iterator[dict[str, str]]:
     """The rows of all its logs, in the order they were begun; a line that a kill left unfinished is none."""
-    for path in sorted(folder.rglob("metrics.csv")):
+    for path in sorted(folder.rglob(METRICS)):
         with path.open() as file:
             yield from (row for row in csv.DictReader(file) if None not in row.values())
 

@@ -31,9 +31,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from experiments.mini_llm import IGNORE, padded
+from lidit.folder import SCORES
 from lidit.models.source import load_name
 from lidit.scenes.describe import dense_caption, short_caption
 from lidit.scenes.draw import COLORS, Scene, held_out, random_scene
+from lidit.whole import write_text
 
 WRONG = ("colors swapped", "shapes swapped", "color replaced")
 
@@ -153,7 +155,7 @@ def score(llms: list[dict[str, Any]], out: str, count: int = 200, seed: int = 0)
         "seed": seed,
     }
     Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out) / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_text(Path(out) / SCORES, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lidit.folder import SCORES
 from lidit.module import TextToImage
 from lidit.pipeline import Pipeline
 from lidit.pixels import to_tensor
 from lidit.scenes.corpus import Example, examples
+from lidit.whole import write_text
 
 BATCH = 64
 
@@ -63,7 +65,7 @@ def score(checkpoint: str, out: str, count: int = 256, seed: int = 10_000) -> No
         "seed": seed,
     }
     Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out) / "scores.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_text(Path(out) / SCORES, json.dumps(record, indent=2) + "\n")
     print(f"{out}: {scores}")
 
 

@@ -24,8 +24,10 @@ from lidit.arguments import parse_functions, take
 from lidit.assets import resolve
 from lidit.callbacks.provenance import commit
 from lidit.eval.suite import BenchmarkError, Picture, Suite
+from lidit.folder import PROVENANCE, SCORES
 from lidit.pictures import parse_size, save_image, tiled
 from lidit.pipeline import BUNDLED, Pipeline
+from lidit.whole import write_text
 
 BENCHMARKS = {  # name: the module, or object in a module, with suite() and score()
     "geneval": "lidit.eval.geneval",
@@ -46,9 +48,6 @@ class Benchmark(Protocol):
 
     suite: Callable[..., Suite]
     score: Callable[..., dict]
-
-
-PROVENANCE, SCORES = "provenance.json", "scores.json"
 
 
 def sample(argv: list[str], name: str) -> None:
@@ -190,7 +189,7 @@ def _claim(run: Path, suite: Suite, settings: dict) -> None:
     if run.exists() and any(run.iterdir()):
         raise BenchmarkError(f"{run} holds files but no {PROVENANCE}; take a new folder for --out")
     for path, content in suite.files.items():
-        _write_text(run / path, content)
+        write_text(run / path, content)
     about = {"pictures": len(suite.pictures), "seed_rule": "seed + number of the sample, for every prompt alike"}
     packages = ("lidit", "torch", "transformers", "diffusers")
     _write(run / PROVENANCE, asked | about | {"versions": {p: version(p) for p in packages}, "commit": commit()})
@@ -225,12 +224,4 @@ def _read(path: Path, maker: str) -> dict:
 
 
 def _write(path: Path, content: dict) -> None:
-    _write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write_text(path: Path, content: str) -> None:
-    """Whole or not at all, also when several processes write the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")

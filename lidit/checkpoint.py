@@ -17,24 +17,16 @@ import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
+from lidit.folder import checkpoints_in
+
 log = logging.getLogger(__name__)
 
-RECORD = "meta.pt"  # in a folder: all but the sharded tensors; Lightning's name for it
+META = "meta.pt"  # in a folder: all but the sharded tensors; Lightning's name for it
 COMMITTED = ".metadata"  # in a folder: where each tensor is; written last, once every rank has written its part
 INDEX = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")  # its types' modules
 PATHS = {"pathlib.PosixPath", "pathlib._local.PosixPath"}
 PLAIN = {"torch.Size", "torch.serialization._get_layout", "collections.OrderedDict"} | PATHS  # what else it may name
 WEIGHTS, AVERAGE = "state_dict.", "callbacks.EMA.average."  # names of tensors in a folder
-
-
-def name(step: int) -> str:
-    """Of the checkpoint after a step."""
-    return f"step-{step:08d}.ckpt"
-
-
-def all_in(folder: Path) -> list[Path]:
-    """The published checkpoints of a folder, newest first."""
-    return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
 def newest(
@@ -47,7 +39,7 @@ def newest(
         expected: shape of each weight and buffer of the model that is to go on.
         tell: is told of each that is passed over.
     """
-    for path in all_in(folder):
+    for path in checkpoints_in(folder):
         try:
             check_whole(path)
             check_shapes(shapes(path), expected, str(path))
@@ -72,7 +64,7 @@ def check_whole(path: Path) -> None:
         for part in _index(path).storage_data.values():
             parts[part.relative_path] = max(parts.get(part.relative_path, 0), part.offset + part.length)
         sizes = {file: (path / file).stat().st_size if (path / file).is_file() else -1 for file in parts}
-        if not is_zipfile(path / RECORD) or any(sizes[file] < end for file, end in parts.items()):
+        if not is_zipfile(path / META) or any(sizes[file] < end for file, end in parts.items()):
             raise ValueError(torn)
 
 
@@ -134,7 +126,7 @@ def record(path: Path) -> dict[str, Any]:
     """
     check_whole(path)
     try:
-        found = torch.load(path / RECORD if path.is_dir() else path, map_location="cpu", mmap=True, weights_only=True)
+        found = torch.load(path / META if path.is_dir() else path, map_location="cpu", mmap=True, weights_only=True)
     except UnpicklingError:
         raise ValueError(f"{path} holds more than weights and settings, and is not loaded: it could run code") from None
     except RuntimeError:

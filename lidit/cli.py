@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 
-from lidit import signals
+from lidit.jobs import signals
 
 VERBS = {  # verb: (the function that does it, what it does)
     "demo": ("lidit.demo:demo", "train a small model for some minutes, then compare it with the bundled one"),
@@ -29,10 +29,10 @@ VERBS = {  # verb: (the function that does it, what it does)
     "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "the test loss of a checkpoint"),
     "plan": ("lidit.plan:main", "parameters, operations and memory of a recipe, before it is run"),
-    "launch local": ("lidit.launch:local", "run a command on this machine's devices, or print the line for several"),
-    "launch slurm": ("lidit.launch:slurm", "submit a command as a job of Slurm, or print the job's script"),
+    "launch local": ("lidit.jobs.launch:with_torchrun", "run a command on this machine, or print the line for several"),
+    "launch slurm": ("lidit.jobs.launch:with_slurm", "submit a command as a job of Slurm, or print the job's script"),
     "doctor": ("lidit.doctor:main", "versions, devices, disk, bundled parts: what is missing for what, for an issue"),
-    "runs": ("lidit.runs:runs", "what became of runs and jobs: state, step, last loss, error"),
+    "runs": ("lidit.jobs.runs:runs", "what became of runs and jobs: state, step, last loss, error"),
     "export": ("lidit.export:export", "write a folder of safetensors and configuration from a checkpoint"),
     "prep filter": ("data_prep.filter:filter_records", "choose which records of a collection go into shards, by rules"),
     "prep shard": ("data_prep.shard:shard", "write tar shards of images and captions"),

@@ -22,6 +22,7 @@ import numpy as np
 from data_prep.precompute import precompute
 from data_prep.shard import shard
 from lidit.fit import run
+from lidit.folder import METRICS
 from lidit.pipeline import BUNDLED, Pipeline
 from lidit.scenes.benchmarks import Prompt, prompts, score
 
@@ -169,7 +170,7 @@ def pairs(questions: list[Prompt], drawn: dict[str, list[np.ndarray]], per_task:
 
 def curve(run_folder: Path, columns: dict[str, str]) -> bytes:
     """A PNG of a run's logged numbers over steps, an axis for each column of its metrics.csv, by their labels."""
-    with (next(run_folder.rglob("metrics.csv"))).open() as file:
+    with (next(run_folder.rglob(METRICS))).open() as file:
         rows = list(csv.DictReader(file))
     figure, axes = plt.subplots(1, len(columns), figsize=(8, 3), squeeze=False)
     for axis, (column, label) in zip(axes.flat, columns.items(), strict=True):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from lidit.checkpoint import check_llms, read
 from lidit.pipeline import CONFIG, WEIGHTS, build
+from lidit.whole import replacing
 
 
 def export(
@@ -44,16 +43,11 @@ def export(
     model.check_weights(weights, checkpoint)
     trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
     record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=Path(out).parent, prefix=f".{Path(out).name}-"))
-    try:
-        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        save_file(converted(weights, trained, getattr(torch, dtype)), temporary / WEIGHTS)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+    with replacing(Path(out)) as folder:
+        folder.mkdir()
+        (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
+        save_file(converted(weights, trained, getattr(torch, dtype)), folder / WEIGHTS)
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody but the writer read its files
     print(f"{out}: {count / 1e6:.1f}M parameters in {dtype}")
 
 

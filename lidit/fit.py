@@ -17,20 +17,20 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import DistNetworkError
 
-from lidit import signals
 from lidit.arguments import parse
 from lidit.callbacks.checkpoints import Checkpoints
 from lidit.callbacks.preemption import Preemption
 from lidit.callbacks.record import Record
-from lidit.checkpoint import all_in, check_whole, newest
+from lidit.checkpoint import check_whole, newest
 from lidit.data.datamodule import ShardData
+from lidit.folder import CHECKPOINTS, checkpoints_in
+from lidit.jobs import signals
 from lidit.module import TextToImage
 from lidit.parallel import Parallel
 from lidit.pipeline import adopt, adopt_part, read
 from lidit.recipe import completed, described
 from lidit.strategy import chosen_strategy
 
-CHECKPOINTS = "checkpoints"  # in a run's folder
 PARSER = {"allow_abbrev": False, "exit_on_error": False}
 NUMBERED = ("TensorBoardLogger", "CSVLogger")  # loggers that number their runs
 LOGGERS = [
@@ -194,7 +194,7 @@ def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: 
         found = newest(folder, model.shapes(), rank_zero_info)
         rank_zero_info(f"{run}: going on from {found}" if found else f"{run}: nothing to resume; the run begins")
         return str(found) if found else None
-    if not ckpt_path and (there := all_in(folder)):
+    if not ckpt_path and (there := checkpoints_in(folder)):
         raise ValueError(f"{run} has checkpoints ({there[0].name}); say --resume auto, or name another folder as --run")
     return ckpt_path
 

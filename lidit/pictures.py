@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
+
+from lidit.whole import replacing
 
 GAP = 2  # white pixels between the images of a grid
 
@@ -54,10 +55,5 @@ def save_image(image: np.ndarray, path: Path, facts: dict[str, object]) -> None:
     text = PngImagePlugin.PngInfo()
     for key, value in facts.items():
         text.add_itxt(key, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG", pnginfo=text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

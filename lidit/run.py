@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lidit import runs, state
+from lidit.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, STATE, checkpoints_in, pictures_in, starts, step_of
+from lidit.jobs import runs, state
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lidit.pipeline import Pipeline
-
-METRICS, CONFIG, RECORD, CHECKPOINTS = "metrics.csv", "config.yaml", "record.json", "checkpoints"
 
 
 class Run:
@@ -37,7 +36,7 @@ class Run:
             raise FileNotFoundError(f"there is no folder {path}; `lidit runs` lists the runs there are")
         if not self.starts and (inner := next(runs.find(self.path), None)) != self.path:
             hint = f"; {inner} in it is one" if inner else "; `lidit fit --run FOLDER` makes one"
-            raise ValueError(f"{path} is no run of lidit: it has neither {state.FOLDER}/ nor version_0/{hint}")
+            raise ValueError(f"{path} is no run of lidit: it has neither {STATE}/ nor version_0/{hint}")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}): {self.state}, step {self.step}"
@@ -45,8 +44,7 @@ class Run:
     @property
     def starts(self) -> list[Path]:
         """The log folder of each start, the first first."""
-        found = [path for path in self.path.glob("version_*") if path.name.removeprefix("version_").isdigit()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
+        return starts(self.path)
 
     @property
     def state(self) -> str:
@@ -116,18 +114,15 @@ class Run:
         Args:
             folder: the callback's, such as `samples` or `judged`; none: the first there is.
         """
-        found: dict[int, Path] = {}
-        names = [folder] if folder else sorted({p.parent.name for s in self.starts for p in s.glob("*/step-*.png")})[:1]
-        for name in names:
-            for path in (path for start in self.starts for path in (start / name).glob("step-*.png")):
-                found[int(path.stem.removeprefix("step-"))] = path
+        drawn = {inner.name for start in self.starts for inner in start.iterdir() if pictures_in(inner)}
+        names = [folder] if folder else sorted(drawn)[:1]
+        found = {step_of(path): path for name in names for start in self.starts for path in pictures_in(start / name)}
         return dict(sorted(found.items()))
 
     @property
     def checkpoints(self) -> dict[int, Path]:
         """Published checkpoints by step."""
-        found = {int(p.stem.removeprefix("step-")): p for p in (self.path / CHECKPOINTS).glob("step-*.ckpt")}
-        return dict(sorted(found.items()))
+        return {step_of(path): path for path in reversed(checkpoints_in(self.path / CHECKPOINTS))}
 
     def pipeline(self, step: int | None = None, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
         """The model of a checkpoint, ready to draw.

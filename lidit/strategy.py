@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
 from lidit.callbacks.samples import FixedPrompts
-from lidit.checkpoint import RECORD, record
+from lidit.checkpoint import META, record
 from lidit.data.cache import has_features
 from lidit.module import TextToImage
 from lidit.parallel import block_gradient_sync, choose, shard, spread, units
@@ -103,7 +103,7 @@ class Sharded(ModelParallelStrategy):
         tensors |= {f"optimizer_{i}": state for i, state in enumerate(optimizers)}
         dcp.save(tensors, checkpoint_id=path)  # where one rank fails, all do
         if self.is_global_zero:
-            torch.save(without_shares(checkpoint), path / RECORD)
+            torch.save(without_shares(checkpoint), path / META)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read any checkpoint, of any number of ranks: each rank its shares.

@@ -21,11 +21,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from lidit import signals, state
+from lidit.folder import CHECKPOINTS, RECORD, SCORES, checkpoint_name
+from lidit.jobs import signals, state
 from lidit.table_file import TRAINING, Row, Table, as_line, as_word, read_table
+from lidit.whole import write_text
 
 RUNS = "runs/tables"
-RECORD, SCORES = "record.json", "scores.json"
 IN_ONE = (
     "import json, sys; from lidit.cli import main; sys.exit(next(filter(None, map(main, json.loads(sys.argv[1]))), 0))"
 )
@@ -60,7 +61,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """What its training leaves."""
-        return self.folder / "checkpoints" / f"step-{self.row.steps:08d}.ckpt"
+        return self.folder / CHECKPOINTS / checkpoint_name(self.row.steps)
 
     def scores(self, benchmark: str) -> Path:
         """What judging a benchmark leaves."""
@@ -239,9 +240,8 @@ def score(found: list[Run], folder: Path) -> None:
     kept = json.loads(path.read_text())["runs"] if path.is_file() else []
     new = {(table.scale, each.row.label, each.seed): _result(each) for each in done}
     merged = {(r["scale"], r["row"], r["seed"]): r for r in kept} | new
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"table": table.name, "runs": [merged[key] for key in sorted(merged)]}, indent=1)
-    path.write_text(text + "\n")
+    write_text(path, text + "\n")
     print(f"{path}: {len(done)} of {len(found)} runs collected")
 
 

@@ -43,7 +43,7 @@ def test_every_picture_is_drawn_and_the_folder_says_how(drawn: Path) -> None:
     assert said["steps"] == 1
     assert len(said["weights"]) == 64
     assert Image.open(drawn / "b.png").size == (64, 64)  # four tiles
-    assert not list(drawn.rglob("*.part"))
+    assert not list(drawn.rglob("*.partial"))
 
 
 def test_samples_of_a_prompt_differ_and_tiles_are_its_samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ def test_an_export_draws_the_picture_of_its_checkpoint(exported: Path, tiny_chec
     assert np.array_equal(draw(exported), draw(tiny_checkpoint))
     assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_everybody_may_read_an_export_whom_the_umask_lets(exported: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    assert exported.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o666 & ~mask}
 
 
 def test_average_and_trained_weights_are_two_models(tiny_checkpoint: Path, exported: Path) -> None:

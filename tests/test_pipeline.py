@@ -231,7 +231,7 @@ def test_a_folder_as_output_is_refused_before_anything_is_drawn(
 ) -> None:
     said = refused(["sample", "x", "--out", str(tmp_path), "--checkpoint", str(tiny_checkpoint)], capsys)
     assert "is a folder; name a file in it" in said
-    assert list(tmp_path.parent.glob("*.part")) == []
+    assert list(tmp_path.parent.glob(".*.partial")) == []
 
 
 def test_files_of_prompts_that_do_not_serve_are_refused(tmp_path: Path) -> None:

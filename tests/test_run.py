@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import lidit
-from lidit import state
+from lidit.jobs import state
 from lidit.run import Run
 
 
@@ -90,7 +90,7 @@ def test_of_a_step_that_was_drawn_again_the_newer_picture_is_taken(run: Path) ->
 
 def test_a_run_that_waits_in_the_queue_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jobs").write_text("7\n")
-    monkeypatch.setattr("lidit.slurm.states", lambda jobs: dict.fromkeys(jobs, "PENDING"))
+    monkeypatch.setattr("lidit.jobs.slurm.states", lambda jobs: dict.fromkeys(jobs, "PENDING"))
     assert Run(tmp_path).state == "queued"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,9 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.checkpoint import CheckpointException
 
-from lidit.checkpoint import all_in, name
-
-LATEST = "latest"  # link to the newest
+from lidit.folder import CHECKPOINTS, LATEST, checkpoint_name, checkpoints_in
+from lidit.whole import partial, remove
 
 
 class Checkpoints(Checkpoint):
@@ -42,10 +40,10 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, and remove what an earlier start left unfinished."""
         self.folder = trainer.strategy.broadcast(
-            self.folder or str(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+            self.folder or str(Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS)
         )
         if trainer.is_global_zero and stage == "fit":
-            for left in Path(self.folder).glob(".*.part"):
+            for left in Path(self.folder).glob(".*.part*"):
                 remove(left)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,10 +64,10 @@ class Checkpoints(Checkpoint):
             OSError: it could not be written, on this rank or another.
         """
         step = trainer.global_step
-        path = Path(self.folder) / name(step)
+        path = Path(self.folder) / checkpoint_name(step)
         if step == self._saved:
             return path
-        temporary = path.with_name(f".{path.name}.part")
+        temporary = partial(path)  # the same on all ranks
         problem = self._write(trainer, temporary)
         if not trainer.strategy.reduce_boolean_decision(not problem):
             if trainer.is_global_zero:
@@ -103,19 +101,9 @@ class Checkpoints(Checkpoint):
         if path.exists():  # of an earlier start that did not go on from here
             remove(path)
         os.replace(temporary, path)
-        link = path.with_name(f".{LATEST}.part")
+        link = partial(path.with_name(LATEST))
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
         os.replace(link, path.with_name(LATEST))
-        for old in all_in(path.parent)[self.keep :]:
+        for old in checkpoints_in(path.parent)[self.keep :]:
             remove(old)
-
-
-def remove(path: Path) -> None:
-    """Remove a checkpoint; a folder loses its name first, so that no half of it is taken for a whole."""
-    if path.is_dir():
-        going = path.with_name(f".{path.name.strip('.')}.removed.part")
-        os.replace(path, going)
-        shutil.rmtree(going)
-    else:
-        path.unlink(missing_ok=True)

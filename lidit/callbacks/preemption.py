@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from lidit import signals, slurm
 from lidit.callbacks.checkpoints import Checkpoints
-from lidit.state import REQUEUED, STOPPED, STOPPED_CODE, UNQUEUED
+from lidit.jobs import signals, slurm
+from lidit.jobs.state import REQUEUED, STOPPED, STOPPED_CODE, UNQUEUED
 
 WARNING = "SIGUSR1"  # `lidit launch slurm` asks Slurm for it before the time limit
 

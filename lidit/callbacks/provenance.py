@@ -13,7 +13,9 @@ from time import monotonic
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-RECORD = "record.json"  # in a run's folder
+from lidit.folder import RECORD
+from lidit.whole import write_text
+
 PACKAGES = ("torch", "lightning", "transformers", "diffusers")
 
 
@@ -61,11 +63,7 @@ class Provenance(Callback):
             "parameters": sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad),
             "once_per_prompt": int(trainer.lightning_module.prompt_encoder.timeless),
         }
-        path = Path(trainer.default_root_dir) / RECORD
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_text(Path(trainer.default_root_dir) / RECORD, json.dumps(facts, indent=2) + "\n")
 
 
 def machine(ranks: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import DistError
 
-from lidit import slurm, state
 from lidit.callbacks.preemption import Preempted
+from lidit.jobs import slurm, state
 
 LOST = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe")  # how backends speak of a lost rank
 

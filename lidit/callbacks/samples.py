@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
+from lidit.folder import picture_name
 from lidit.module import TextToImage
 from lidit.pictures import grid, parse_size, save_image
 from lidit.pipeline import Pipeline
@@ -151,7 +152,7 @@ class Samples(FixedPrompts):
     def _write(self, trainer: Trainer, images: list[np.ndarray], step: int) -> None:
         picture = grid(images)
         facts = {"prompts": "\n".join(self.prompts), "seed": self.seeds[0], "step": step, **self.settings}
-        save_image(picture, self._root / self.folder / f"step-{step:06d}.png", facts)
+        save_image(picture, self._root / self.folder / picture_name(step), facts)
         scores = self.scores(images)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from lidit.folder import PROVENANCE
+
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
-PROVENANCE = "provenance.json"  # beside a benchmark's pictures: how they came about
 
 
 @dataclass(frozen=True)

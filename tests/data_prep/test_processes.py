@@ -1,4 +1,4 @@
-"""Processes that share a folder: each knows its part, and none spoils what another writes."""
+"""Processes that share a folder: each knows its part, and all agree on how it was begun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from threading import Barrier
 
 import pytest
 
-from data_prep.processes import begin, own_device, replacing, share
+from data_prep.processes import begin, own_device, share
+from lidit.whole import replacing
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID")
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
@@ -115,40 +116,3 @@ def test_a_strangers_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_a_killed_beginning_is_no_stranger(tmp_path: Path) -> None:
     (tmp_path / ".made.json.0123abcd.partial").write_text("{")
     begin(tmp_path, "made.json", {"seed": 0}, {}, "fix it")
-
-
-def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-
-    def interrupted() -> None:
-        with replacing(path) as partial:
-            partial.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_process_left_goes_with_the_finished_file(tmp_path: Path) -> None:
-    for name in (".a.tar.0123abcd.partial", ".b.tar.0123abcd.partial"):
-        (tmp_path / name).write_text("half")
-    with replacing(tmp_path / "a.tar") as partial:
-        partial.write_text("whole")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".b.tar.0123abcd.partial", "a.tar"]
-
-
-def test_two_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    with replacing(path) as slow:
-        slow.write_text("slow")
-        with replacing(path) as fast:
-            fast.write_text("fast")
-        assert path.read_text() == "fast"
-    assert path.read_text() in ("slow", "fast")
-    assert [file.name for file in tmp_path.iterdir()] == ["a.tar"]
-
-
-def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.tar"):
-        pass

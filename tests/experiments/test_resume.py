@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.resume import history, last_step, newest, table
-from lidit.checkpoint import name
+from lidit.folder import checkpoint_name
 
 
 def log(folder: Path, start: str, text: str) -> None:
@@ -27,8 +27,8 @@ def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
 def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     for step in (10, 100, 20):
-        (tmp_path / name(step)).touch()
-    assert newest(tmp_path) == tmp_path / name(100)
+        (tmp_path / checkpoint_name(step)).touch()
+    assert newest(tmp_path) == tmp_path / checkpoint_name(100)
 
 
 def test_the_table_says_how_far_runs_are_apart() -> None:

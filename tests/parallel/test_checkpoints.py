@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from lidit import checkpoint
 from lidit.cli import main
+from lidit.folder import checkpoint_name, checkpoints_in
 from lidit.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow
@@ -62,8 +63,8 @@ def test_a_run_goes_on_with_the_losses_of_one_that_never_stopped_on_any_number_o
 ) -> None:
     whole = fit(recipe("whole", **settings, trainer__max_steps=8), 2)
     folder = stopped(2)
-    assert [path.name for path in checkpoint.all_in(folder / "checkpoints")] == [checkpoint.name(4), checkpoint.name(2)]
-    assert (folder / "checkpoints/latest").readlink() == Path(checkpoint.name(4))
+    assert [path.name for path in checkpoints_in(folder / "checkpoints")] == [checkpoint_name(4), checkpoint_name(2)]
+    assert (folder / "checkpoints/latest").readlink() == Path(checkpoint_name(4))
     for ranks, allowed in ((2, 0.0), (1, LOSS)):
         again = tmp_path / f"again{ranks}"
         shutil.copytree(folder, again, symlinks=True)
@@ -91,9 +92,9 @@ def test_a_file_of_one_process_goes_on_sharded(
 ) -> None:
     plain = settings | {"trainer__strategy": "auto"}
     whole = fit(recipe("whole", **plain, trainer__max_steps=8), 1, "--run", str(tmp_path / "run"))
-    assert (tmp_path / "run/checkpoints" / checkpoint.name(6)).is_file()
-    shutil.rmtree(tmp_path / "run/checkpoints" / checkpoint.name(8), ignore_errors=True)
-    (tmp_path / "run/checkpoints" / checkpoint.name(8)).unlink(missing_ok=True)
+    assert (tmp_path / "run/checkpoints" / checkpoint_name(6)).is_file()
+    shutil.rmtree(tmp_path / "run/checkpoints" / checkpoint_name(8), ignore_errors=True)
+    (tmp_path / "run/checkpoints" / checkpoint_name(8)).unlink(missing_ok=True)
     resumed = fit(
         recipe("two", **settings, trainer__max_steps=8), 2, "--run", str(tmp_path / "run"), "--resume", "auto"
     )
@@ -125,14 +126,14 @@ def test_what_is_torn_or_of_other_code_is_passed_over_and_named(
 ) -> None:
     folder = stopped(2) / "checkpoints"
     expected = checkpoint.shapes(folder / "latest")
-    assert checkpoint.newest(folder, expected) == folder / checkpoint.name(4)
+    assert checkpoint.newest(folder, expected) == folder / checkpoint_name(4)
     assert checkpoint.newest(folder, expected | {"another.weight": (3,)}) is None
-    assert f"{checkpoint.name(4)} is of another architecture" in caplog.text
-    part = next((folder / checkpoint.name(4)).glob("*.distcp"))
+    assert f"{checkpoint_name(4)} is of another architecture" in caplog.text
+    part = next((folder / checkpoint_name(4)).glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:-1])
-    assert checkpoint.newest(folder, expected) == folder / checkpoint.name(2)
-    assert f"{checkpoint.name(4)} is no checkpoint or not a whole one" in caplog.text
-    (folder / checkpoint.name(2) / checkpoint.COMMITTED).unlink()
+    assert checkpoint.newest(folder, expected) == folder / checkpoint_name(2)
+    assert f"{checkpoint_name(4)} is no checkpoint or not a whole one" in caplog.text
+    (folder / checkpoint_name(2) / checkpoint.COMMITTED).unlink()
     assert checkpoint.newest(folder, expected) is None
 
 

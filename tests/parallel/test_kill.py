@@ -11,8 +11,9 @@ import pytest
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lidit.checkpoint import all_in, check_whole
+from lidit.checkpoint import check_whole
 from lidit.data.datamodule import Batch
+from lidit.folder import checkpoints_in
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +92,7 @@ def test_twenty_kills_lose_no_sample_and_change_no_loss(
             process.kill()
         for process in life.processes:
             process.join()
-        for checkpoint in all_in(tmp_path / "run/checkpoints"):
+        for checkpoint in checkpoints_in(tmp_path / "run/checkpoints"):
             check_whole(checkpoint)
     assert reached(killed) < STEPS
     fit(*command)

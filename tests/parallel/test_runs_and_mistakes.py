@@ -17,9 +17,9 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.multiprocessing import ProcessRaisedException
 
-from lidit import checkpoint
 from lidit.callbacks.ema import EMA
 from lidit.cli import main
+from lidit.folder import checkpoint_name
 from lidit.pipeline import Pipeline
 from lidit.strategy import chosen_strategy
 
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_so(
         )
     assert "earlier checkpoints are as they were: make room, then resume from the latest" in str(caught.value)
     folder = tmp_path / "run/checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == ["latest", checkpoint.name(2)]
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", checkpoint_name(2)]
     resumed = recipe("room", trainer__strategy=strategy, trainer__max_steps=6, trainer__callbacks=[SAVE])
     assert list(fit(resumed, ranks, "--run", str(tmp_path / "run"), "--resume", "auto")["losses"]) == [3, 4, 5, 6]
 
@@ -105,7 +105,7 @@ def test_a_run_is_not_begun_over_another_and_resume_needs_a_run(
     assert main(command) == 0
     before = torch.load(path.with_suffix(".pt"), weights_only=True)["weights"]
     assert main(command) == 1
-    assert f"{folder} has checkpoints ({checkpoint.name(2)}); say --resume auto" in capsys.readouterr().err
+    assert f"{folder} has checkpoints ({checkpoint_name(2)}); say --resume auto" in capsys.readouterr().err
     assert main([*command, "--resume", "auto"]) == 0  # it is at its end already
     after = torch.load(folder / "checkpoints/latest", weights_only=True)["state_dict"]
     assert all(torch.equal(before[name], after[name]) for name in before)

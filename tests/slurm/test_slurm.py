@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lidit.checkpoint import all_in
 from lidit.cli import main
-from lidit.state import State, read
+from lidit.folder import checkpoints_in
+from lidit.jobs.state import State, read
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -126,4 +126,4 @@ def test_an_array_does_a_row_each_and_tells_what_failed_and_a_cancelled_one_stay
     assert "ValueError: the disk of this rank is made of cheese" in lines["runs/table/1"]
     said = (tmp_path / f"runs/table/3/logs/{job}_3-rank0.log").read_text().strip().splitlines()
     assert lines["runs/table/3"].endswith(said[-1])  # libraries may have printed something before
-    assert all_in(runs[2] / "checkpoints")  # told to stop, it saved
+    assert checkpoints_in(runs[2] / "checkpoints")  # told to stop, it saved

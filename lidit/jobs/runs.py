@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidit import slurm, state
-from lidit.state import State
+from lidit.folder import CHECKPOINTS, JOBS, LOGS, STATE
+from lidit.jobs import slurm, state
+from lidit.jobs.state import State
 
-JOBS = "jobs"  # file in a run's folder: the ids of its jobs, the newest last
-LOGS = "logs"  # in a run's folder
 DEPTH = 3  # folders within folders that are looked into
 SILENT = 300  # seconds without a word after which nobody knows whether a run is still there
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
@@ -67,10 +66,10 @@ def runs(folder: str = "runs") -> None:
 
 def find(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
     """The run folders in a folder, itself among them."""
-    if (folder / state.FOLDER).is_dir() or (folder / JOBS).is_file():
+    if (folder / STATE).is_dir() or (folder / JOBS).is_file():
         yield folder
     for inner in sorted(folder.iterdir()) if depth else ():
-        if inner.is_dir() and not inner.name.startswith(".") and inner.name not in (state.FOLDER, LOGS, "checkpoints"):
+        if inner.is_dir() and not inner.name.startswith(".") and inner.name not in (STATE, LOGS, CHECKPOINTS):
             yield from find(inner, depth - 1)
 
 

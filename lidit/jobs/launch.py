@@ -12,21 +12,21 @@ from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
 
-from lidit import job, torchrun
-from lidit import slurm as cluster
 from lidit.arguments import parse_functions
-from lidit.job import Check, Job, Ranks, Task
-from lidit.runs import JOBS, LOGS, WAITING, last_job
+from lidit.folder import JOBS, LOGS
+from lidit.jobs import local, script, slurm
+from lidit.jobs.runs import WAITING, last_job
+from lidit.jobs.script import Check, Job, Ranks, Task
 
 SEVERAL = ("env", "module", "setup", "sbatch")  # options that may be given more than once
 
 
-def slurm(argv: list[str], check: Check) -> None:
+def with_slurm(argv: list[str], check: Check) -> None:
     """`lidit launch slurm [options] -- VERB ...`: write a job's script and submit it."""
     _launch(submit, "lidit launch slurm", argv, check)
 
 
-def local(argv: list[str], check: Check) -> None:
+def with_torchrun(argv: list[str], check: Check) -> None:
     """`lidit launch local [options] -- VERB ...`: run on this machine, or say what to run on each of several."""
     _launch(run_here, "lidit launch local", argv, check)
 
@@ -82,7 +82,7 @@ def submit(
         cpus_per_task: CPU cores of each task; by default what the cluster gives.
         mem: memory of each node, such as 200G; by default what the cluster gives.
         time: limit of each start, as HH:MM:SS or D-HH:MM:SS; a run that reaches it saves, and is requeued.
-        partition: of the cluster.
+        partition: of the slurm.
         account: what is charged.
         container: an Apptainer image (a .sif file), or else an image for srun --container-image (Pyxis).
         python: the interpreter of the tasks; by default this one, or `python` in a container.
@@ -113,7 +113,7 @@ def submit(
         "array": limited(numbers, array_limit),
         "output": f"{base}/{LOGS}/{'%A_%a' if numbers else '%j'}.log",
     }
-    lines = [f"module load {each}" for each in module or []] + (setup or []) + job.exports(env or [])
+    lines = [f"module load {each}" for each in module or []] + (setup or []) + script.exports(env or [])
     what = Job(tasks, base, wanted, sbatch or [], lines, container, python or _python(container), save_seconds)
     if dry_run:
         print(what.script(), end="")
@@ -137,16 +137,16 @@ def planned(
     if rows and (command or array):
         raise ArgumentError(None, "--rows takes its commands from a file: leave out --array and what follows --")
     if rows:
-        commands = job.read_rows(Path(rows))
+        commands = script.read_rows(Path(rows))
         base = Path("runs") / (name or Path(rows).stem)
-        tasks = [job.complete(c, base / str(i), ranks, check) for i, c in enumerate(commands)]
-        return job.apart(tasks), base, f"0-{len(tasks) - 1}"
-    base = Path("runs") / (name or job.name_of(command))
+        tasks = [script.complete(c, base / str(i), ranks, check) for i, c in enumerate(commands)]
+        return script.apart(tasks), base, f"0-{len(tasks) - 1}"
+    base = Path("runs") / (name or script.name_of(command))
     if array:
-        each = job.complete(command, base / job.TASK, ranks, check)
-        job.apart([each] * len(job.expand(array)))
+        each = script.complete(command, base / script.TASK, ranks, check)
+        script.apart([each] * len(script.expand(array)))
         return [each], base, array
-    task = job.complete(command, base, ranks, check)
+    task = script.complete(command, base, ranks, check)
     return [task], Path(task.run), None
 
 
@@ -169,12 +169,12 @@ def send(what: Job, numbers: str | None) -> None:
     Raises:
         ValueError: Slurm is not there or refuses, or a job is at work in one of the folders.
     """
-    cluster.call("sbatch", "--version")
-    folders = {n: Path(run) for n, run in what.runs(job.expand(numbers) if numbers else [None]).items()}
+    slurm.call("sbatch", "--version")
+    folders = {n: Path(run) for n, run in what.runs(script.expand(numbers) if numbers else [None]).items()}
     refuse_busy(list(folders.values()))
     (what.base / LOGS).mkdir(parents=True, exist_ok=True)
     what.file.write_text(what.script())
-    number = cluster.submit(what.file)
+    number = slurm.submit(what.file)
     for task, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / JOBS).open("a") as file:
@@ -189,7 +189,7 @@ def refuse_busy(folders: list[Path]) -> None:
         ValueError: there is one already.
     """
     jobs = {job: folder for folder in folders if (job := last_job(folder))}
-    for number, state in cluster.states(jobs).items() if jobs else ():
+    for number, state in slurm.states(jobs).items() if jobs else ():
         if state in (*WAITING, "RUNNING", "COMPLETING"):
             raise ValueError(
                 f"{jobs[number]} has job {number}, which is {state.lower()}: `scancel {number}` ends it, or choose "
@@ -225,10 +225,10 @@ def run_here(
         check: raises an error if there is no such command.
     """
     ranks = Ranks(nodes, gpus_per_node, tasks_per_node)
-    task = job.complete(command, Path("runs") / (name or job.name_of(command)), ranks, check)
-    given = dict(each.split("=", 1) for each in job.checked(env or []))
-    line = torchrun.line(ranks.each, nodes, host, port, Path(task.run).name, list(task.words))
+    task = script.complete(command, Path("runs") / (name or script.name_of(command)), ranks, check)
+    given = dict(each.split("=", 1) for each in script.checked(env or []))
+    line = local.line(ranks.each, nodes, host, port, Path(task.run).name, list(task.words))
     if dry_run or nodes > 1:
-        torchrun.show(line, given, nodes)
+        local.show(line, given, nodes)
     else:
-        torchrun.run(line, os.environ | given, Path(task.run), port)
+        local.run(line, os.environ | given, Path(task.run), port)

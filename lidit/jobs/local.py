@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from lidit import signals, state
-from lidit.runs import first_error
+from lidit.jobs import signals, state
+from lidit.jobs.runs import first_error
 
 PORT = 29500  # where the ranks of several machines meet, unless another is chosen
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lidit import signals, state
 from lidit.cli import main
-from lidit.runs import look
-from lidit.state import State
+from lidit.jobs import signals, state
+from lidit.jobs.runs import look
+from lidit.jobs.state import State
 
 
 @pytest.fixture
@@ -142,13 +142,13 @@ def test_without_slurm_the_files_must_do(
 
 
 def test_the_list_needs_no_torch() -> None:
-    code = "import sys, lidit.runs, lidit.launch; assert not {'torch', 'lightning'} & sys.modules.keys()"
+    code = "import sys, lidit.jobs.runs, lidit.jobs.launch; assert not {'torch', 'lightning'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_state_is_whole_whenever_it_is_read(tmp_path: Path) -> None:
     writer = (
-        "import sys; from pathlib import Path; from lidit import state\n"
+        "import sys; from pathlib import Path; from lidit.jobs import state\n"
         "for step in range(100000): state.write(Path(sys.argv[1]), state.State(0, 'a', step=step))"
     )
     with subprocess.Popen([sys.executable, "-c", writer, str(tmp_path)]) as process:
@@ -176,7 +176,7 @@ def test_a_signal_is_remembered_and_nothing_else() -> None:
 
 def test_a_run_that_nobody_would_stop_ends_by_the_signal() -> None:
     code = (
-        "import os, signal\nfrom lidit import signals\nwith signals.remembered():\n"
+        "import os, signal\nfrom lidit.jobs import signals\nwith signals.remembered():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('here', flush=True)\n"
         "    signals.release()\n    print('not')"
     )

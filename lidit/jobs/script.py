@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidit.arguments import take
-from lidit.state import UNQUEUED
+from lidit.folder import LOGS, STATE, state_name
+from lidit.jobs.state import UNQUEUED
 
 TEMPLATE = Path(__file__).with_name("slurm_job.sh")
 TRAINED = ("fit", "validate", "test")  # of Lightning: they are told how many ranks there are
@@ -274,8 +275,8 @@ class Job:
 
 AFTER = f"""
 # Rank 0 requeues a run that was told to save; where it finds no scontrol, as in a container, that is done here
-said="$RUN/state/rank-0.json"
-if [ "$said" -nt "$RUN/logs/$JOB.started" ] && grep -qs '"state": "{UNQUEUED}"' "$said"; then
+said="$RUN/{STATE}/{state_name(0)}"
+if [ "$said" -nt "$RUN/{LOGS}/$JOB.started" ] && grep -qs '"state": "{UNQUEUED}"' "$said"; then
   scontrol requeue "$JOB"
 fi"""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lidit.checkpoint import all_in
 from lidit.cli import main
-from lidit.state import STOPPED_CODE, read
+from lidit.folder import checkpoints_in
+from lidit.jobs.state import STOPPED_CODE, read
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_sigterm_to_the_launcher_saves_on_all_ranks_and_ends_with_a_code_of_its_
     said, _ = process.communicate(timeout=END)
     assert process.returncode == STOPPED_CODE, said
     assert "lidit: told to stop, and saved; the same command goes on" in said
-    (saved,) = all_in(Path("runs/two/checkpoints"))
+    (saved,) = checkpoints_in(Path("runs/two/checkpoints"))
     step = int(re.search(r"\d+", saved.name)[0])
     assert [(rank.state, rank.step) for rank in read(Path("runs/two"))] == [("stopped", step)] * 2
     assert step == len(lines(tmp_path / "two.jsonl"))

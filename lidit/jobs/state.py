@@ -9,10 +9,12 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from lidit.folder import STATE, state_name
+from lidit.whole import write_text
+
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 STOPPED, REQUEUED = "stopped", "requeued"  # told to stop, and has saved
 UNQUEUED = "unqueued"  # the same, and its job should be requeued, which it could not do; the job's script looks for it
-FOLDER = "state"  # in a run's folder
 STOPPED_CODE = 75  # exit code of a run that was told to stop, has saved, and can go on
 
 
@@ -62,11 +64,7 @@ class State:
 
 def write(run: Path, state: State) -> None:
     """Replace what this rank has said; a reader finds the old words or the new ones, nothing between."""
-    path = run / FOLDER / f"rank-{state.rank}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(asdict(state)) + "\n")
-    os.replace(part, path)
+    write_text(run / STATE / state_name(state.rank), json.dumps(asdict(state)) + "\n")
 
 
 def read(run: Path) -> list[State]:
@@ -75,7 +73,7 @@ def read(run: Path) -> list[State]:
     Raises:
         ValueError: a file is none of ours.
     """
-    found = [_parse(path) for path in (run / FOLDER).glob("rank-*.json")]
+    found = [_parse(path) for path in (run / STATE).glob(state_name("*"))]
     newest = max(found, key=lambda state: state.started, default=None)
     return sorted((s for s in found if newest and s.start == newest.start), key=lambda state: state.rank)
 

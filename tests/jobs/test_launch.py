@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lidit.cli import main
-from lidit.job import expand, quote
+from lidit.jobs.script import expand, quote
 
 
 @pytest.fixture
