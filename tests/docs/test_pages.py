@@ -123,6 +123,24 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+DEFAULTS = {  # what a recipe's keys belong to where it names no class
+    "lidit.data.datamodule.ShardData",
+    "lidit.models.llm.FrozenLLM",
+    "lidit.models.vae.FrozenVAE",
+    "lidit.module.TextToImage",
+    "lidit.parallel.Parallel",
+    "lidit.strategy.Sharded",
+}
+
+
+def test_every_class_whose_arguments_are_keys_of_a_recipe_is_in_the_reference() -> None:
+    shown = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
+    recipes = "".join(path.read_text() for path in (ROOT / "experiments/configs").rglob("*.yaml"))
+    named = DEFAULTS | set(re.findall(r"class_path: (lidit\.[\w.]+)", recipes))
+    assert len(named) > 15
+    assert sorted(name for name in named if not {name, name.rpartition(".")[0]} & shown) == []
+
+
 def measured(name: str) -> dict:
     return json.loads((ROOT / f"experiments/results/speed_{name}.json").read_text())
 
