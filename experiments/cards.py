@@ -20,7 +20,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def write_card(folder: Path, **facts: object) -> None:
-    """Write card.json: its name appears in `bundled:` errors and its facts in the README."""
+    """Write card.json: its name appears in `bundled:` errors and its facts in docs/miniature.md."""
     temporary = folder / "card.json.part"
     temporary.write_text(json.dumps({"name": folder.name, **facts}, indent=2) + "\n")
     os.replace(temporary, folder / "card.json")
