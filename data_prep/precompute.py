@@ -4,7 +4,7 @@ Features are kept at their true length, without padding; `lidit/data/cache.py` d
 unit of work, written under a temporary name and renamed: an interrupted run continues where it was. Any number of
 processes may share the work; none waits for another:
 
-    lidit prep precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llama]'
+    lidit prep precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llm_llama]'
     torchrun --nproc-per-node 8 --no-python lidit prep precompute --device cuda ...      (or: srun lidit prep ...)
 """
 

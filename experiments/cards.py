@@ -20,7 +20,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def write_card(folder: Path, **facts: object) -> None:
-    """Write card.json: its name appears in `bundled:` errors and its facts in the README."""
+    """Write card.json: its name appears in `bundled:` errors and its facts in docs/miniature.md."""
     write_text(folder / "card.json", json.dumps({"name": folder.name, **facts}, indent=2) + "\n")
     print(json.dumps(facts.get("measured"), indent=2))
 

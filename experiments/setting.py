@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PROMPTS = {  # where the benchmarks' published prompt files are put; the README says where they come from
+PROMPTS = {  # where the benchmarks' published prompt files are put; docs/benchmarks.md says whence
     "t2i-compbench": "--prompts-dir prompts/t2i-compbench",
     "dpg-bench": "--prompts-dir prompts/dpg-bench",
     "geneval": "--prompts-dir prompts/geneval",

@@ -1,4 +1,4 @@
-"""The pages of docs/ and the README, taken apart."""
+"""The pages of docs/, the README and CONTRIBUTING.md, taken apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUAL = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *MANUAL]
 NEEDS = {"cluster", "data", "gpu", "hours", "network"}
 BLOCK = re.compile(
     r"(?P<notes>(?:^<!-- [^\n]* -->\n+)*)^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL

@@ -8,11 +8,15 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
-from tests.docs.conftest import PAGES, ROOT
+from lidit.benchmark import BENCHMARKS
+from lidit.cli import VERBS
+from tests.docs.conftest import MANUAL, PAGES, ROOT
 
 DOCS = ROOT / "docs"
 TABLE_ROW = re.compile(r"^\| (?P<first>.*?) \|", re.MULTILINE)
@@ -109,7 +113,28 @@ def test_the_paper_map_is_the_readmes_and_every_symbol_is_there() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
-    assert [page.name for page in PAGES[1:] if f": {page.name}\n" not in text] == []
+    assert [page.name for page in MANUAL if f": {page.name}\n" not in text] == []
+
+
+def test_the_first_page_is_short_and_fits_a_screen_of_120_lines() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_every_verb_and_every_benchmark_has_a_place_in_the_manual() -> None:
+    commands, benchmarks = ((DOCS / f"{name}.md").read_text() for name in ("commands", "benchmarks"))
+    assert [verb for verb in VERBS if not re.search(rf"`lidit {verb}[` ]", commands)] == []
+    assert [name for name in BENCHMARKS if f"`{name}`" not in benchmarks] == []
+
+
+def test_the_backbone_that_the_manual_shows_is_one() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "how_it_is_built.md").read_text(), re.DOTALL)
+    shown: dict = {}
+    exec(code, shown)
+    backbone, latent = shown["Backbone"](16), torch.randn(2, 16, 8, 6)
+    text = SimpleNamespace(pooled=torch.zeros(2, backbone.width))
+    assert backbone(latent, torch.rand(2), text).shape == latent.shape
+    assert len(backbone.blocks) == 2
+    assert backbone.patch == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -123,8 +148,52 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+DEFAULTS = {  # what a recipe's keys belong to where it names no class
+    "lidit.data.datamodule.ShardData",
+    "lidit.models.llm.FrozenLLM",
+    "lidit.models.vae.FrozenVAE",
+    "lidit.module.TextToImage",
+    "lidit.parallel.Parallel",
+    "lidit.strategy.Sharded",
+}
+
+
+def test_every_class_whose_arguments_are_keys_of_a_recipe_is_in_the_reference() -> None:
+    shown = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "reference.md").read_text(), re.MULTILINE))
+    recipes = "".join(path.read_text() for path in (ROOT / "experiments/configs").rglob("*.yaml"))
+    named = DEFAULTS | set(re.findall(r"class_path: (lidit\.[\w.]+)", recipes))
+    assert len(named) > 15
+    assert sorted(name for name in named if not {name, name.rpartition(".")[0]} & shown) == []
+
+
 def measured(name: str) -> dict:
     return json.loads((ROOT / f"experiments/results/speed_{name}.json").read_text())
+
+
+def card(name: str) -> dict:
+    return json.loads((ROOT / f"lidit/assets/{name}/card.json").read_text())["measured"]
+
+
+def test_what_the_bundled_model_draws_is_what_its_card_says() -> None:
+    first, page, drawn = (ROOT / "README.md").read_text(), (DOCS / "miniature.md").read_text(), card("lidit")
+    held_out = drawn["heldout"]
+    assert f"| **{held_out['overall']:.0%}** | of 2,000".replace("%", " %") in first
+    kinds = {"one object": "single", "two objects": "two", "positions": "position", "counts": "counting"}
+    assert all(f"{kind} ({held_out[name]:.0%})".replace("%", " %") in first for kind, name in kinds.items())
+    assert ", ".join(f"{name} {held_out[name]:.2f}" for name in kinds.values()) in page
+    assert ", ".join(f"{drawn['heldout, heun'][name]:.2f}" for name in kinds.values()) in page
+    assert f"overall **{drawn['geneval']['overall']:.2f}**" in page
+    tasks = drawn["geneval"] | drawn["attributes"]
+    assert all(f"{name.split('_')[0]}" in page and f" {share:.2f}" in page for name, share in tasks.items())
+    assert ", ".join(f"{drawn['positional_bias'][f'q{i}']:.2f}" for i in range(1, 5)) in page
+    assert f"| {drawn['dense']['overall']:.2f} |" in page
+    assert f"{card('vae')['psnr_db']:.1f} dB" in page
+
+
+def test_how_much_faster_captions_are_read_is_what_was_measured() -> None:
+    best = next(row for row in measured("prompt_encoding")["reading"] if row["way"] == "and sorted by length")
+    said = f"{best['over_whole']:.1f} ± {best['spread']:.1f} over three rounds"
+    assert said in (ROOT / "README.md").read_text()
 
 
 def test_speeds_are_those_that_were_measured() -> None:
