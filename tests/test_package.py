@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -22,6 +23,27 @@ def python(code: str, folder: Path) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone of this repository in a folder called lidit."""
+    folder = tmp_path / "lidit"
+    folder.mkdir()
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.suffix != ".egg-info":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_an_editable_install_is_found_from_the_folder_that_holds_the_clone(clone: Path) -> None:
+    python("from setuptools import build_meta; build_meta.build_editable('..')", clone)
+    (wheel,) = clone.parent.glob("*.whl")
+    with ZipFile(wheel) as file:
+        file.extractall(clone.parent / "site")
+    assert wheel.name.startswith(f"lidit-{lidit.__version__}-")
+    found = python("import site; site.addsitedir('site'); import lidit; print(lidit.__file__)", clone.parent)
+    assert Path(found.strip()) == clone / "lidit/__init__.py"
 
 
 def test_every_file_of_the_package_is_installed() -> None:
