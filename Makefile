@@ -1,13 +1,19 @@
-.PHONY: check test test-all docs choices
+.PHONY: check test test-all test-lowest docs choices
+LOWEST := $(CURDIR)/.venv-lowest
 
 check:  # style, types, import contracts
 	ruff format --check . && ruff check . && pyrefly check && lint-imports --no-cache --no-logo
 
-test:  # the fast tests
+test:  # the fast tests; plain `pytest` runs one slow test of each kind besides
 	pytest -m "not slow and not gpu"
 
 test-all:  # every test that this machine can run
-	pytest
+	pytest -m ""
+
+test-lowest:  # the fast tests with the lowest versions that setup.cfg allows, in a virtual environment of its own
+	python3 -m venv --clear $(LOWEST) && $(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	PATH="$(LOWEST)/bin:$$PATH" $(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
 
 docs:  # the site, into site/; a broken link or reference is an error
 	mkdocs build --strict --quiet

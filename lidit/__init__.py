@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lidit.run import Run
 
-__all__ = ["Run"]
+__all__ = ["Run", "__version__"]
+__version__ = "0.1.0"  # setup.cfg reads it here; CITATION.cff repeats it
 
 
 def __getattr__(name: str) -> Any:

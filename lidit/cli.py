@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 
+from lidit import __version__
 from lidit.jobs import signals
 
 VERBS = {  # verb: (the function that does it, what it does)
@@ -62,11 +63,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str]) -> None:
-    """Find the verb and do it.
+    """Find the verb and do it, or print the version.
 
     Raises:
         ArgumentError: there is no such verb, or it does not take these arguments.
     """
+    if argv in (["--version"], ["version"]):
+        print(f"lidit {__version__}")
+        return
     verb = find(argv)
     if verb is None:
         print_help(argv)
@@ -119,7 +123,7 @@ def print_help(argv: list[str]) -> None:
         near = get_close_matches(said, VERBS, n=1, cutoff=0.5)
         fix = f"did you mean `lidit {near[0]}`?" if near else "`lidit --help` lists the verbs"
         raise ArgumentError(None, f"there is no verb {said!r}; {fix}")
-    print("usage: lidit VERB [arguments]      (lidit VERB --help: the arguments of a verb)\n")
+    print("usage: lidit VERB [arguments]      (lidit VERB --help: the arguments of a verb; lidit --version)\n")
     for verb in listed:
         print(f"  lidit {verb:<17}{VERBS[verb][1]}")
     print("\nLIDIT_TRACEBACK=1 in the environment shows where an error came from.")

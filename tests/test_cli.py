@@ -109,7 +109,7 @@ def test_every_verb_in_the_help_has_its_function(verb: str) -> None:
         (["smaple", "a red circle"], "there is no verb 'smaple'; did you mean `lidit sample`?"),
         (["prep", "sahrd", "--out", "x"], "there is no verb 'prep sahrd'; did you mean `lidit prep shard`?"),
         (["qqqq"], "there is no verb 'qqqq'; `lidit --help` lists the verbs"),
-        (["--version"], "there is no verb '--version'; `lidit --help` lists the verbs"),
+        (["--verbose"], "there is no verb '--verbose'; `lidit --help` lists the verbs"),
     ],
 )
 def test_an_unknown_verb_is_named_with_the_nearest(argv: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

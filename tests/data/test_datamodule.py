@@ -136,8 +136,9 @@ def test_a_checkpoint_over_other_shards_is_refused(shards: Path, tmp_path: Path)
 
 def test_validating_a_checkpoint_does_not_mind_another_batch_size(shards: Path, tmp_path: Path) -> None:
     fit(ShardData(str(shards), batch_size=8), tmp_path, 3)
-    data = ShardData("not/there", val=str(shards), batch_size=4)
-    Trainer(**QUIET).validate(Witness(), data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False, weights_only=True)
+    data, model = ShardData("not/there", val=str(shards), batch_size=4), Witness()
+    Trainer(**QUIET).validate(model, data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False, weights_only=True)
+    assert len(set(model.validated)) == len(model.validated) == 60
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,10 @@ def test_good_shards_are_called_good(folder: Path, capsys: pytest.CaptureFixture
     assert lines[3:] == ["3 shards, 2 with an index: 3 good, 0 bad; 9 samples, 6 with a synthetic caption; problems: 0"]
 
 
-def test_shards_that_lidit_writes_are_good(shards: Path) -> None:
+def test_shards_that_lidit_writes_are_good(shards: Path, capsys: pytest.CaptureFixture) -> None:
     check(str(shards), workers=1)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("3 shards, 3 with an index: 3 good, 0 bad; 24 samples, ")
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -170,9 +172,10 @@ def test_all_bad_shards_are_listed(folder: Path) -> None:
         check(f"{folder}/{{0..2}}.tar", workers=1)
 
 
-def test_a_shard_without_samples_is_good(tmp_path: Path) -> None:
+def test_a_shard_without_samples_is_good(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write(tmp_path / "0.tar", {})
     check(str(tmp_path), workers=1)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/0.tar: 0 samples, good; 1 of 1\n")
 
 
 def test_what_is_no_set_of_shards_is_refused(tmp_path: Path) -> None:

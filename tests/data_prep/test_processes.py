@@ -116,3 +116,4 @@ def test_a_strangers_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_a_killed_beginning_is_no_stranger(tmp_path: Path) -> None:
     (tmp_path / ".made.json.0123abcd.partial").write_text("{")
     begin(tmp_path, "made.json", {"seed": 0}, {}, "fix it")
+    assert json.loads((tmp_path / "made.json").read_text()) == {"seed": 0}

@@ -17,7 +17,7 @@ from lidit.folder import checkpoints_in
 
 pytestmark = pytest.mark.slow
 
-KILLS, STEPS, RANKS = 20, 70, 2
+RANKS = 2
 PATIENCE = 120  # seconds for a step of a life
 
 
@@ -50,17 +50,17 @@ def reached(folder: Path) -> int:
 
 
 @pytest.fixture
-def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
+def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[[str, int], tuple[Path, Path]]:
     """Makes a recipe that saves every second step and writes a diary, and the diary's folder."""
 
-    def make(name: str) -> tuple[Path, Path]:
+    def make(name: str, steps: int) -> tuple[Path, Path]:
         folder = tmp_path / f"diary-{name}"
         folder.mkdir()
         callbacks = [
             {"class_path": "lidit.callbacks.checkpoints.Checkpoints", "init_args": {"every_n_steps": 2, "keep": 2}},
             {"class_path": f"{__name__}.Diary", "init_args": {"folder": str(folder)}},
         ]
-        changes = {"trainer__strategy": "sharded", "trainer__max_steps": STEPS, "trainer__val_check_interval": 1000}
+        changes = {"trainer__strategy": "sharded", "trainer__max_steps": steps, "trainer__val_check_interval": 1000}
         path = recipe(name, **changes, trainer__callbacks=callbacks)
         content = yaml.safe_load(path.read_text())  # small: a life is mostly its start
         content["model"]["llms"] = content["model"]["llms"][:1]
@@ -72,15 +72,16 @@ def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[[str],
     return make
 
 
-def test_twenty_kills_lose_no_sample_and_change_no_loss(
-    diary_recipe: Callable, begin: Callable, fit: Callable, tmp_path: Path
+@pytest.mark.parametrize(("kills", "steps"), [pytest.param(3, 14, marks=pytest.mark.one_of_each), (20, 70)])
+def test_kills_lose_no_sample_and_change_no_loss(
+    kills: int, steps: int, diary_recipe: Callable, begin: Callable, fit: Callable, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
-    path, whole = diary_recipe("whole")
+    path, whole = diary_recipe("whole", steps)
     fit(path, RANKS)
-    path, killed = diary_recipe("killed")
+    path, killed = diary_recipe("killed", steps)
     command = (path, RANKS, "--run", str(tmp_path / "run"), "--resume", "auto")
-    for _ in range(KILLS):
+    for _ in range(kills):
         goal, life = reached(killed) + chance.randint(1, 2), begin(*command)
         deadline = time.monotonic() + PATIENCE
         while reached(killed) < goal:
@@ -94,11 +95,11 @@ def test_twenty_kills_lose_no_sample_and_change_no_loss(
             process.join()
         for checkpoint in checkpoints_in(tmp_path / "run/checkpoints"):
             check_whole(checkpoint)
-    assert reached(killed) < STEPS
+    assert reached(killed) < steps
     fit(*command)
     for rank in range(RANKS):
         expected, found = lines(whole, rank), lines(killed, rank)
-        assert [step for step, _ in expected] == list(range(1, STEPS + 1))
+        assert [step for step, _ in expected] == list(range(1, steps + 1))
         assert len(found) > len(expected)  # some steps were done twice, always with the same samples and loss
         assert set(found) == set(expected)
     assert list((tmp_path / "run/checkpoints").glob(".*")) == []
