@@ -260,11 +260,11 @@ def test_several_processes_make_the_shards_of_one(raw: Path, made: Path, vlms: d
 
 def test_other_settings_are_refused_with_the_difference(raw: Path, made: Path, vlms: dict[str, str]) -> None:
     before = contents(made)
-    with pytest.raises(ValueError, match="holds other data: max_new_tokens is 8 there and 9 here"):
+    with pytest.raises(ValueError, match="holds other data: max_new_tokens was 8 and is 9 now"):
         caption(str(raw), str(made), vlms["qwen"], **SETTINGS | {"max_new_tokens": 9})
-    with pytest.raises(ValueError, match="holds other data: model.name is 'qwen' there and 'llava' here"):
+    with pytest.raises(ValueError, match="holds other data: model.name was 'qwen' and is 'llava' now"):
         caption(str(raw), str(made), vlms["llava"], **SETTINGS)
-    with pytest.raises(ValueError, match="holds other data: shards is"):
+    with pytest.raises(ValueError, match="holds other data: shards was"):
         caption(str(raw / "part-0.tar"), str(made), vlms["qwen"], **SETTINGS)
     assert contents(made) == before
 

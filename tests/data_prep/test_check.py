@@ -85,7 +85,7 @@ def test_shards_that_lidit_writes_are_good(shards: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda tar: tar.unlink(), "it is missing"),
     "truncated": (lambda tar: tar.write_bytes(tar.read_bytes()[:5000]), "it is truncated: 5000 bytes"),
-    "longer": (lambda tar: tar.write_bytes(tar.read_bytes() + bytes(10240)), "it is not the one its index was made of"),
+    "longer": (lambda tar: tar.write_bytes(tar.read_bytes() + bytes(10240)), "it is not the one that was indexed"),
     "pixels": (lambda tar: change(tar, picture()[60:80], bytes(20)), "sample 10: the image cannot be decoded"),
     "no image": (lambda tar: change(tar, picture()[:8], bytes(8)), "sample 10: the image cannot be decoded"),
     "not UTF-8": (lambda tar: change(tar, b"\\ud83d\\udfe5", b"\xff" * 12), "sample 10: the JSON cannot be read"),

@@ -375,7 +375,7 @@ def test_a_folder_of_another_collection_is_refused(raw: Path, tmp_path: Path) ->
     out = run(raw, tmp_path / "out")
     with (raw / "captions.jsonl").open("a") as table:
         table.write('\n{"image": "0.jpg", "caption": "one more row"}\n')
-    with pytest.raises(ValueError, match="holds other data: records is 15 there and 16 here"):
+    with pytest.raises(ValueError, match="holds other data: records was 15 and is 16 now"):
         run(raw, out)
 
 
