@@ -275,7 +275,7 @@ def test_captions_that_are_too_long_or_empty_are_counted(
     caption(str(raw), str(tmp_path / "c"), vlms["qwen"], **SETTINGS | {"max_new_tokens": 1})
     index = ShardIndex(str(tmp_path / "c"))
     empty = sum(index.text(s)["dense"] == "" for s in range(len(index)))
-    assert capsys.readouterr().out.splitlines()[-1] == f"10 captions were cut at 1 tokens; {empty} came out empty"
+    assert capsys.readouterr().out.splitlines()[-1] == f"10 captions were cut at 1 tokens; {empty} are empty"
 
 
 def test_an_image_that_cannot_be_decoded_is_named_and_copied(
@@ -302,7 +302,7 @@ def test_an_image_that_the_processor_refuses_is_named(vlms: dict[str, str], tmp_
 
 
 def test_a_model_that_sees_nothing_is_refused_before_anything_is_written(raw: Path, llm: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model type 'llama' is no image-text-to-text model"):
+    with pytest.raises(ValueError, match="model type 'llama' is not an image-text-to-text model"):
         caption(str(raw), str(tmp_path / "c"), llm)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         caption(str(raw), str(tmp_path / "c"), str(tmp_path / "nowhere"))

@@ -99,10 +99,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda tar: change(tar, b"ein Feld \\ud83d\\udfe5", b" " * 21),
         "sample 10: its caption holds no word",
     ),
-    "dense caption": (lambda tar: change(tar, b'"words"', b'["abc"]'), "sample 10: its dense is no text"),
+    "dense caption": (lambda tar: change(tar, b'"words"', b'["abc"]'), "sample 10: its dense is not a text"),
     "index of width": (
         lambda tar: change_index(tar, "width", 33),
-        "wrong about width of 1 samples, of 11 33, and it is 32",
+        "wrong about width of 1 samples; for 11 it says 33, the tar says 32",
     ),
     "size of image": (lambda tar: change_index(tar, "width", 33), "sample 11: the image has (48, 32) pixels"),
     "index of place": (lambda tar: change_index(tar, "text_offset", 0), "wrong about text_offset of 1 samples"),

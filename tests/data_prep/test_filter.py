@@ -127,8 +127,8 @@ def test_html_counts_as_tags(caption: str) -> None:
         (Limit(min=4.7), "4.71", ""),  # a CSV has only text
         (Limit(max=0.5), "0.6", "0.6 is above 0.5"),
         (Limit(max=0.5), 0, ""),
-        (Limit(max=0.5), "high", "'high' is no number"),
-        (Limit(max=0.5), [1], "[1] is no number"),
+        (Limit(max=0.5), "high", "'high' is not a number"),
+        (Limit(max=0.5), [1], "[1] is not a number"),
         (Limit(max=0.5), None, "no value"),
         (Limit(max=0.5), "", "no value"),
         (Limit(max=0.5), float("nan"), "no value"),

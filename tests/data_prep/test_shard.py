@@ -417,7 +417,9 @@ def test_only_what_the_filter_keeps_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keeps nothing"):
         pack(tmp_path / "t", raw, keep=kept(tmp_path / "kept.jsonl", raw, []), **options)
     (raw / "cat/000.jpg").unlink()
-    with pytest.raises(ValueError, match="not of this collection as it is now; run lidit prep filter again"):
+    with pytest.raises(
+        ValueError, match="does not belong to this collection as it is now; run lidit prep filter again"
+    ):
         pack(tmp_path / "t", raw, keep=keep, **options)
     assert not (tmp_path / "t").exists()
 
