@@ -19,4 +19,4 @@ docs:  # the site, into site/; a broken link or reference is an error
 	mkdocs build --strict --quiet
 
 choices:  # where the paper says nothing, or we do otherwise: what "faithful" means here
-	@grep -rnE "# (UNSTATED|DEVIATION):" lidit data_prep experiments --include=*.py --include=*.yaml
+	@python docs/hooks.py

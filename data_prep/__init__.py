@@ -1,1 +1,1 @@
-"""From raw collections to shards and caches, in the order they are run: sources, shard, precompute."""
+"""Makes raw collections into shards and caches: filter, shard, caption, precompute."""

@@ -20,12 +20,12 @@ from lidit.eval.openclip import OpenCLIP
 
 
 class AestheticModel:
-    """Images to scores.
+    """Gives images their aesthetic scores.
 
     Args:
-        rule: which head and which CLIP.
+        rule: the head and the CLIP to use.
         device: where CLIP runs.
-        batch_size: images at once.
+        batch_size: number of images that CLIP reads at one time.
 
     Raises:
         FileNotFoundError: the head is missing.
@@ -37,24 +37,25 @@ class AestheticModel:
         self.clip = OpenCLIP(rule.model, rule.pretrained, device, batch_size)
         self.weight, self.bias = _read_head(Path(rule.head))
         told = f"{hashlib.sha256(Path(rule.head).read_bytes()).hexdigest()} {self.clip.describe()}"
-        self.identity = hashlib.sha256(told.encode()).hexdigest()[:8]  # of what scores depend on
+        self.identity = hashlib.sha256(told.encode()).hexdigest()[:8]  # a hash of everything that scores depend on
 
     def __call__(self, images: list[np.ndarray]) -> list[float]:
-        """Scores of uint8 RGB images (H W 3).
+        """The scores of uint8 RGB images (H W 3).
 
         Raises:
-            ValueError: the head is for features of another width.
+            ValueError: the head reads features of another width.
         """
         features = self.clip.images(images).cpu()
         if features.shape[1] != len(self.weight):
             raise ValueError(
-                f"the head is for features of width {len(self.weight)}, and this CLIP's have {features.shape[1]}"
+                f"the head reads features of width {len(self.weight)}, and this CLIP's have {features.shape[1]}; "
+                "name the CLIP that the head was trained with"
             )
         return (features @ self.weight + self.bias).tolist()
 
 
 def _read_head(path: Path) -> tuple[Tensor, Tensor]:
-    """Weight (e) and bias () in float32."""
+    """The head's weight (e) and bias () in float32."""
     if not path.is_file():
         raise FileNotFoundError(
             f"the aesthetic head {path} is missing; get it from github.com/LAION-AI/aesthetic-predictor and name it as "

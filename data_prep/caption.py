@@ -1,8 +1,8 @@
-"""Writes synthetic captions beside the original ones, by any image-text-to-text model that transformers knows.
+"""Writes synthetic captions beside the original ones, with any image-text-to-text model that transformers knows.
 
-The images are copied byte by byte into new shards; `dense` in a sample's JSON is the new caption, `caption` stays what
-it was. Training mixes the two by `dense_probability`. One shard is one unit of work: an interrupted run continues where
-it was, and any number of processes may share the work.
+The images are copied byte by byte into new shards; `dense` in a sample's JSON is the new caption, and `caption` stays
+as it is. Training mixes the two by `dense_probability`. One shard is one unit of work: an interrupted run continues
+after the last finished shard, and any number of processes may share the work.
 
     lidit prep caption --shards shards/raw --out shards/train --model llava-hf/llava-1.5-7b-hf --device cuda
     torchrun --nproc-per-node 8 --no-python lidit prep caption ...      (or: srun lidit prep caption ...)
@@ -32,7 +32,7 @@ from lidit.models.llm import quiet
 from lidit.models.source import describe, find_file, load_name
 from lidit.whole import replacing
 
-# UNSTATED: what the paper asked CogVLM for; we ask for what its instruction to the LLM names
+# UNSTATED: the paper does not say what it asked CogVLM; we ask for what its instruction to the LLM names.
 INSTRUCTION = (
     "Describe this image in one paragraph: the color, shape, size, texture and quantity of the objects, any text, "
     "and the spatial relationships between them. Say only what can be seen."
@@ -52,25 +52,25 @@ def caption(
     rank: int | None = None,
     world: int | None = None,
 ) -> None:
-    """Write shards with synthetic captions; run again with the same arguments, it writes only what is missing.
+    """Write shards with synthetic captions. A second run with the same arguments writes only what is missing.
 
     A sample whose image cannot be decoded is named, counted and copied as it is.
 
     Args:
-        shards: as for `ShardData`.
+        shards: the shards, named in the ways that `ShardData` reads.
         out: folder to write, new or begun with the same arguments.
-        model: Hugging Face id or folder of the model that captions.
-        instruction: what it is asked about each image; `{caption}` in it stands for the sample's original caption.
-        max_new_tokens: a caption's length at most; those that reach it are counted.
-        dtype: what the model runs in.
+        model: Hugging Face id or folder of the model that writes the captions.
+        instruction: what the model is asked about each image; `{caption}` stands for the sample's original caption.
+        max_new_tokens: largest number of tokens of a caption; captions that reach it are counted.
+        dtype: number type that the model computes in.
         revision: branch, tag or commit on the hub.
-        batch_size: images captioned at once.
+        batch_size: number of images captioned at one time.
         device: where the model runs; `cuda` with several processes on a node: each on its own GPU.
-        rank: this process's number, from 0; it takes every `world`-th shard. None: as torchrun or srun say, else alone.
-        world: processes that share the work.
+        rank: this process's number, from 0; it takes every `world`-th shard. None: as torchrun or srun set it, else 0.
+        world: number of processes that share the work. None: as torchrun or srun set it, else 1.
 
     Raises:
-        ValueError: the folder holds something else, the model is of another kind, or a shard cannot be read.
+        ValueError: the folder holds other files, the model is of another kind, or a shard cannot be read.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size is {batch_size}; both are at least 1")
@@ -93,24 +93,24 @@ def caption(
         left = (time.monotonic() - start) / done * (len(todo) - done)
         print(f"{tars[shard]}: shard {done} of {len(todo)}, about {left:.0f} s left", flush=True)
     if captioner.cut or captioner.empty:
-        print(f"{captioner.cut} captions were cut at {max_new_tokens} tokens; {captioner.empty} came out empty")
+        print(f"{captioner.cut} captions were cut at {max_new_tokens} tokens; {captioner.empty} are empty")
 
 
 class Captioner:
     """An image-text-to-text model with its processor and one instruction.
 
     Args:
-        name: Hugging Face id or folder.
-        instruction: what it is asked about each image; `{caption}` in it stands for the original caption.
-        max_new_tokens: a caption's length at most.
-        dtype: what it runs in.
+        name: Hugging Face id or folder of the model.
+        instruction: what the model is asked about each image; `{caption}` stands for the original caption.
+        max_new_tokens: largest number of tokens of a caption.
+        dtype: number type that the model computes in.
         revision: branch, tag or commit on the hub.
     """
 
     def __init__(self, name: str, instruction: str, max_new_tokens: int, dtype: str, revision: str | None) -> None:
         self.name, self.instruction, self.max_new_tokens = name, instruction, max_new_tokens
         self.dtype, self.revision = getattr(torch, dtype), revision
-        self.cut = self.empty = 0  # captions that reached the length, and that hold no word
+        self.cut = self.empty = 0  # captions that reached max_new_tokens, and captions without a word
         self._model: Any = None
 
     @cached_property
@@ -119,15 +119,15 @@ class Captioner:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What captions depend on.
+        """Everything that captions depend on.
 
         Raises:
-            ValueError: the model is none that sees images and writes.
+            ValueError: the model is not one that reads images and writes text.
         """
         kind = json.loads(self._config_file.read_text()).get("model_type")
         if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             raise ValueError(
-                f"{self.name}: model type {kind!r} is no image-text-to-text model of transformers; "
+                f"{self.name}: model type {kind!r} is not an image-text-to-text model of transformers; "
                 "name one that is, for example llava-hf/llava-1.5-7b-hf"
             )
         return {
@@ -143,16 +143,16 @@ class Captioner:
         if not getattr(processor, "chat_template", None):
             raise ValueError(f"the processor of {self.name} has no chat template; put a chat_template.jinja beside it")
         tokenizer = processor.tokenizer
-        tokenizer.padding_side = "left"  # what is written comes right after the question
+        tokenizer.padding_side = "left"  # so that the answer follows the question directly
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return processor
 
     def load(self, device: str = "cpu") -> Captioner:
-        """Read processor and weights, and put these on a device.
+        """Read the processor and the weights, and put the weights on a device.
 
         Raises:
-            ValueError: there is no chat template, or the weights are not whole.
+            ValueError: the model has no chat template, or its weights are incomplete.
         """
         name, _ = load_name(self.name), self._processor
         with quiet():
@@ -170,7 +170,7 @@ class Captioner:
 
         Args:
             images: uint8 (H W 3) each, of any sizes.
-            originals: their original captions, for instructions that name them.
+            originals: the images' original captions, for an instruction that holds `{caption}`.
         """
         turns = [self._ask(image, original) for image, original in zip(images, originals, strict=True)]
         inputs = self._processor.apply_chat_template(
@@ -205,12 +205,12 @@ class Captioner:
 
     @staticmethod
     def _clean(text: str) -> str:
-        """One line; a character of which the limit left only a part is dropped."""
+        """A caption on one line, without a last character that the limit cut in two."""
         return " ".join(text.rstrip("\ufffd").split())
 
 
 def _captions(index: ShardIndex, shard: int, captioner: Captioner, batch_size: int) -> dict[int, str]:
-    """A caption for each sample of a shard that has a readable image; alike sizes are computed together."""
+    """A caption for each sample of a shard whose image can be read; images of similar size share a batch."""
     samples = np.arange(index.starts[shard], index.starts[shard + 1])
     area = index.column("width")[samples].astype(np.int64) * index.column("height")[samples]
     samples = samples[np.argsort(area, kind="stable")]
@@ -225,7 +225,7 @@ def _captions(index: ShardIndex, shard: int, captioner: Captioner, batch_size: i
 
 
 def _said(index: ShardIndex, images: dict[int, np.ndarray], captioner: Captioner) -> list[str]:
-    """Captions of a batch; a processor may refuse an image, such as one that is far wider than high."""
+    """The captions of a batch. A processor may refuse an image, such as one that is far wider than high."""
     try:
         return captioner(list(images.values()), [index.text(sample)["caption"] for sample in images])
     except ValueError as error:
@@ -236,7 +236,7 @@ def _said(index: ShardIndex, images: dict[int, np.ndarray], captioner: Captioner
 
 
 def _images(index: ShardIndex, samples: list[int]) -> dict[int, np.ndarray]:
-    """The samples that can be decoded; the others are named."""
+    """The images that can be decoded; the others are named in the output."""
     images = {}
     for sample in samples:
         try:
@@ -247,7 +247,7 @@ def _images(index: ShardIndex, samples: list[int]) -> dict[int, np.ndarray]:
 
 
 def _write(index: ShardIndex, source: Path, texts: dict[int, str], target: Path) -> None:
-    """Copy a shard with new JSON where there is a new caption, and index it; the tar comes last: it is there whole."""
+    """Copy a shard with the new captions, and index it. The tar comes last, so a tar that exists is whole."""
     new = {}
     for sample, text in texts.items():
         record = json.dumps(index.text(sample) | {"dense": text}, ensure_ascii=False)
@@ -259,7 +259,7 @@ def _write(index: ShardIndex, source: Path, texts: dict[int, str], target: Path)
 
 
 def _copy(source: Path, target: Path, new: dict[int, bytes]) -> None:
-    """Copy a tar's files, other bytes where some begin that are replaced; the same files give the same tar."""
+    """Copy a tar's files, but those that begin at an offset in `new` get its bytes. Equal files give equal tars."""
     with tarfile.open(source, "r:") as there, tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for member in there:
             if member.isfile():

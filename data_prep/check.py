@@ -1,4 +1,4 @@
-"""Reads every shard whole and says what is wrong: with the tar, its index, an image, a caption or a key.
+"""Reads every shard whole, and says what is wrong with the tar, its index, an image, a caption or a key.
 
 lidit prep check shards/train
 """
@@ -21,7 +21,7 @@ from lidit.data.tars import FIX
 
 @dataclass
 class Checked:
-    """What was found in one shard."""
+    """What a check found in one shard."""
 
     tar: Path
     keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.bytes_))
@@ -31,20 +31,20 @@ class Checked:
 
 
 def check(shards: str, workers: int = 2, shown: int = 10) -> None:
-    """Read every shard whole and print what is wrong with each.
+    """Read every shard whole, and print what is wrong with each.
 
-    A shard is good when its tar is whole, the index beside it says what the tar holds, every image can be decoded and
-    is of the size the index says, every sample has a caption of at least one word that is text in UTF-8, and no key is
-    that of another sample.
+    A shard is good if its tar is whole, the index beside it agrees with the tar, every image can be decoded and has the
+    size that the index says, every sample has a caption of at least one word in valid UTF-8, and no two samples have
+    the same key.
 
     Args:
         shards: folder of tars, a tar, or a pattern like `shards/{00000..00009}.tar`.
-        workers: processes that read.
-        shown: problems printed of each shard; the others are counted.
+        workers: number of processes that read.
+        shown: number of problems to print for each shard; further ones are counted.
 
     Raises:
         FileNotFoundError: there are no shards.
-        ValueError: some are bad, and which; or an argument is out of range.
+        ValueError: some shards are bad, and the message names them; or an argument is out of range.
     """
     if workers < 1 or shown < 0:
         raise ValueError(f"workers is {workers} and shown is {shown}; they are at least 1 and 0")
@@ -58,7 +58,7 @@ def check(shards: str, workers: int = 2, shown: int = 10) -> None:
     if bad := [str(checked.tar) for checked in found if checked.problems]:
         raise ValueError(
             f"{len(bad)} of {len(tars)} shards are bad: {', '.join(bad)}; "
-            "delete each and run again what wrote it, or take it off the list"
+            "delete each and run the command that wrote it again, or take it off the list"
         )
 
 
@@ -80,7 +80,7 @@ def check_shard(tar: Path) -> Checked:
 
 
 def _of_index(index: ShardIndex, tar: Path) -> Iterator[str]:
-    """Where an index says other things than its tar."""
+    """Where an index disagrees with its tar."""
     try:
         columns = scan(tar)
     except ValueError as error:
@@ -93,12 +93,12 @@ def _of_index(index: ShardIndex, tar: Path) -> Iterator[str]:
         differ = np.flatnonzero(columns[name] != index.column(name))
         if len(differ):
             first = int(differ[0])
-            says = f"of {index.key(first)} {index.column(name)[first]}, and it is {columns[name][first]}"
-            yield f"its index is wrong about {name} of {len(differ)} samples, {says}"
+            says = f"for {index.key(first)} it says {index.column(name)[first]}, the tar says {columns[name][first]}"
+            yield f"its index is wrong about {name} of {len(differ)} samples; {says}"
 
 
 def _of_sample(index: ShardIndex, sample: int, tar: Path) -> Iterator[str]:
-    """What is wrong with a sample, each without its name."""
+    """What is wrong with a sample; the sample's name is left out."""
     try:
         index.column("key")[sample].decode()
     except UnicodeDecodeError:
@@ -120,7 +120,7 @@ def _of_text(text: dict) -> Iterator[str]:
     for kind, needed in (("caption", True), ("dense", False)):
         words = text.get(kind) or ""
         if not isinstance(words, str):
-            yield f"its {kind} is no text"
+            yield f"its {kind} is not a text"
         elif any("\ud800" <= letter <= "\udfff" for letter in words):  # half a character, which UTF-8 cannot hold
             yield f"its {kind} is not valid UTF-8"
         elif not words.strip() and (needed or words):
@@ -128,12 +128,12 @@ def _of_text(text: dict) -> Iterator[str]:
 
 
 def _short(error: Exception, tar: Path) -> str:
-    """An error without the shard's name and what to do, which stand elsewhere in the report."""
+    """An error's message without the shard's name and the advice, which the report gives elsewhere."""
     return str(error).replace(f"shard {tar}", "it").removeprefix(f"{tar}, ").removesuffix(f"; {FIX}")
 
 
 def _find_repeated(found: list[Checked]) -> None:
-    """Add to each shard the keys that it shares with one before it."""
+    """Add to each shard's problems the keys that an earlier sample has too."""
     keys = np.concatenate([checked.keys for checked in found])
     shard = np.repeat(np.arange(len(found)), [len(checked.keys) for checked in found])
     order = np.argsort(keys, kind="stable")
@@ -144,7 +144,7 @@ def _find_repeated(found: list[Checked]) -> None:
 
 
 def _report(found: list[Checked], shown: int) -> None:
-    """Print the problems of each shard and the sums."""
+    """Print the problems of each shard, and the totals."""
     for checked in found:
         if checked.problems:
             print(f"{checked.tar}:")
@@ -162,9 +162,9 @@ def _report(found: list[Checked], shown: int) -> None:
 
 
 def _tars(shards: str) -> list[Path]:
-    """The tars that a name stands for, also those that are missing."""
+    """The tars that a name means, including those that are missing."""
     if "://" in shards:
-        raise ValueError(f"{shards} is remote; check the shards before they go there")
+        raise ValueError(f"{shards} is remote; check the shards before you upload them")
     folder = Path(shards)
     if not folder.is_dir():
         return [Path(name) for name in expand(shards)]
@@ -179,7 +179,7 @@ def _tars(shards: str) -> list[Path]:
 
 
 def _run(tars: list[Path], workers: int) -> Iterator[Checked]:
-    """Check each, in this process if there is little to share."""
+    """Check each tar, in this process if one worker is enough."""
     if min(workers, len(tars)) == 1:
         yield from map(check_shard, tars)
         return

@@ -1,18 +1,18 @@
-"""Chooses which records of a collection go into the shards, by rules; the collection itself is only read.
+"""Chooses by rules which records of a collection go into the shards; the collection itself is only read.
 
     lidit prep filter --config experiments/configs/filter_paper.yaml --source img2dataset --path cc12m --out cc12m-kept
     lidit prep shard --source img2dataset --path cc12m --keep cc12m-kept/kept.jsonl --out shards/cc12m ...
 
-With `--dry_run true` the first prints what would go and why, with examples. In the folder `out` it leaves
+With `--dry_run true` the first command prints what it would remove and why, with examples. It writes to `out`
 
     kept.jsonl        {"key"} of every record that stays, after a line {"collection"} with the hash of the collection
-    removed.jsonl     {"key", "rule", "detail"} of every other; `rule` is one of the rules, or why it is unusable
-    report.json       the rules, and how many went by each
+    removed.jsonl     {"key", "rule", "detail"} of every other record; `rule` is a rule, or why the record is unusable
+    report.json       the rules, and how many records each removed
     measured.jsonl    each image's size, SHA-256 and perceptual hash, in the order of the collection
-    aesthetic-ID.jsonl   scores by key; ID stands for the head and the CLIP
+    aesthetic-ID.jsonl   scores by key; ID is a hash of the head and the CLIP
 
-The last two take the time. They are kept in a dry run too, and whatever runs again continues them: with other rules,
-only what has never been measured is.
+The last two files take the time. A dry run writes them too, and every later run continues them: a run with other rules
+measures only what no run has measured.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from lidit.whole import replacing, write_text
 if TYPE_CHECKING:
     from data_prep.aesthetic import AestheticModel
 
-CHUNK = 1000  # records measured between two lines of progress
-EXAMPLES = 3  # of each rule
+CHUNK = 1000  # records that are measured between two lines of progress
+EXAMPLES = 3  # records shown for each rule
 
-Verdicts = dict[int, tuple[str, str]]  # record's number: the rule it broke, and how
+Verdicts = dict[int, tuple[str, str]]  # by the record's number: the rule that the record breaks, and how
 
 
 def filter_records(
@@ -61,23 +61,23 @@ def filter_records(
     device: str = "cpu",
     workers: int = 2,
 ) -> None:
-    """Write the list of records that keep the rules; run again, it measures only what is missing.
+    """Write the list of records that break no rule. A second run measures only what is missing.
 
     Args:
-        source: as for `lidit prep shard`.
-        path: the collection, as there.
+        source: kind of the collection, as for `lidit prep shard`.
+        path: the collection: its folder, tar, pattern of tars, or table.
         out: folder to write, new or begun with the same collection.
-        rules: what goes; see `experiments/configs/filter_paper.yaml`.
-        columns: what the columns of a table are called, or the fields of img2dataset's JSON.
-        class_names: for imagenet, as for `lidit prep shard`.
-        dry_run: print what would go and why, and write no lists.
-        batch_size: images scored at once.
+        rules: which records to remove; see `experiments/configs/filter_paper.yaml`.
+        columns: names of the columns of a table, or of the fields of img2dataset's JSON.
+        class_names: for imagenet, a file with the names of the classes, as for `lidit prep shard`.
+        dry_run: print what would be removed and why, and write no lists.
+        batch_size: number of images scored at one time.
         device: where CLIP runs.
-        workers: processes that decode images.
+        workers: number of processes that decode images.
 
     Raises:
         FileNotFoundError: the collection or the aesthetic head is missing.
-        ValueError: there are no rules, one cannot be honoured, or the folder belongs to another collection.
+        ValueError: there are no rules, a rule cannot be applied, or the folder belongs to another collection.
     """
     rules.check()
     records, folder = find(source, path, columns, class_names), Path(out)
@@ -109,7 +109,7 @@ def _mapper(workers: int) -> Iterator[Mapper]:
 
 
 def _measure(records: list[Record], path: Path, mapper: Mapper) -> list[dict[str, Any]]:
-    """What the images tell, in the order of the records."""
+    """What is measured of each image, in the order of the records."""
     measured = _resume(path)
     start, before = time.monotonic(), len(measured)
     with path.open("a") as file:
@@ -133,7 +133,7 @@ def _measure_one(record: Record) -> dict[str, Any]:
 
 
 def _judge(records: list[Record], measured: list[dict[str, Any]], rules: Rules) -> Verdicts:
-    """Records that break a rule by themselves, or cannot be used at all.
+    """Records that break a rule about one record, or that are unusable.
 
     Raises:
         ValueError: no record has a column that a rule is about.
@@ -157,13 +157,13 @@ def _judge(records: list[Record], measured: list[dict[str, Any]], rules: Rules) 
 
 
 def _model(rule: Aesthetic, device: str, batch_size: int) -> AestheticModel:
-    from data_prep.aesthetic import AestheticModel  # with torch, which the other rules do without
+    from data_prep.aesthetic import AestheticModel  # imports torch, which the other rules do not need
 
     return AestheticModel(rule, device, batch_size)
 
 
 def _score(records: list[Record], removed: Verdicts, model: AestheticModel, folder: Path, mapper: Mapper) -> Verdicts:
-    """Records whose score is too low, of those that are left."""
+    """Of the records that are left, those whose score is too low."""
     left = [record for i, record in enumerate(records) if i not in removed]
     path = folder / f"aesthetic-{model.identity}.jsonl"
     scores = {line["key"]: line["score"] for line in _resume(path)}
@@ -187,7 +187,7 @@ def _pixels(record: Record) -> np.ndarray:
 
 
 def _duplicates(records: list[Record], measured: list[dict[str, Any]], removed: Verdicts, rules: Rules) -> Verdicts:
-    """Records that repeat another, of those that are left; the largest picture stays, of the same size the first."""
+    """Of the records that are left, those that repeat another. The largest picture stays, or the first of these."""
     left = [i for i in range(len(records)) if i not in removed]
     left.sort(key=lambda i: -measured[i]["size"][0] * measured[i]["size"][1])
     again: Verdicts = {}
@@ -206,7 +206,7 @@ def _duplicates(records: list[Record], measured: list[dict[str, Any]], removed: 
 
 
 def _report(records: list[Record], removed: Verdicts, rules: Rules, dry_run: bool) -> None:
-    """Print what goes and why."""
+    """Print how many records are removed, by which rule, with examples."""
     share = f"{len(removed)} of {len(records)} records ({len(removed) / len(records):.1%})"
     print(f"{share} {'would be' if dry_run else 'are'} removed, {len(records) - len(removed)} stay")
     counts = Counter(rule for rule, _ in removed.values())
@@ -225,7 +225,7 @@ def _declared(rules: Rules) -> set[str]:
 
 
 def _write(folder: Path, records: list[Record], removed: Verdicts, rules: Rules) -> None:
-    """The lists, each whole or not at all; kept.jsonl last."""
+    """Write the lists, each whole or not at all, kept.jsonl last."""
     counts = Counter(rule for rule, _ in removed.values())
     by_rule = {name: counts[name] for name in sorted(_declared(rules) | counts.keys())}
     report = {"records": len(records), "kept": len(records) - len(removed), "removed": by_rule, "rules": asdict(rules)}
@@ -240,7 +240,7 @@ def _write(folder: Path, records: list[Record], removed: Verdicts, rules: Rules)
 
 
 def _resume(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that grows; what an interrupted run left of a last one is cut off."""
+    """The lines of a file that grows; a last line that an interrupted run left incomplete is cut off."""
     text = path.read_text() if path.is_file() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
@@ -254,7 +254,7 @@ def _progress(what: str, done: int, before: int, total: int, start: float) -> No
 
 
 def _printable(text: str) -> str:
-    """At most a line's worth, in what the terminal can show."""
+    """At most 100 characters on one line, in the terminal's encoding."""
     encoding = sys.stdout.encoding or "utf-8"
     return " ".join(text.split())[:100].encode(encoding, "backslashreplace").decode(encoding)
 

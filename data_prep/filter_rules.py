@@ -1,7 +1,7 @@
-"""What `lidit prep filter` removes: rules as they stand in YAML, and what breaks them.
+"""The rules of `lidit prep filter`, as a recipe names them, and which records break them.
 
 The paper removes LAION pairs with an aesthetic score below 4.7, images of low resolution and captions with URLs or
-tags; `experiments/configs/filter_paper.yaml` is that. The other rules are ours.
+tags; `experiments/configs/filter_paper.yaml` holds these rules. The other rules are ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 HASH_BITS = 64
-# UNSTATED: what counts as a URL; addresses, and names that end in a common domain.
+# UNSTATED: the paper does not say what a URL is; we take addresses, and names that end in a common domain.
 URL = re.compile(
     r"https?:|www\.|\b[a-z0-9-]+\.(com|net|org|info|biz|edu|gov|io|ru|de|fr|cn|jp|co\.uk)\b", re.IGNORECASE
 )
@@ -25,18 +25,18 @@ WORD = re.compile(rf"[{IDEOGRAPH}]|[^\W{IDEOGRAPH}]+(?:['’-]\w+)*")
 HASHTAG = re.compile(r"(?<!\w)#\w+")
 HTML = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 SEPARATOR = re.compile(r"[,;|，、；]")
-WORDS_OF_A_TAG = 2  # on average, at most
+WORDS_OF_A_TAG = 2  # most words that the tags of a list have on average
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a column of the collection may hold.
+    """The values that a column of the collection may have.
 
     Args:
-        min: smallest number.
-        max: largest number.
-        allowed: the only values, as text.
-        missing: whether a record without a value is kept.
+        min: smallest number allowed.
+        max: largest number allowed.
+        allowed: the only values allowed, as text.
+        missing: whether a record without a value stays.
     """
 
     min: float | None = None
@@ -55,7 +55,7 @@ class Limit:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            return f"{value!r} is no number"
+            return f"{value!r} is not a number"
         if self.min is not None and not number >= self.min:
             return f"{number:g} is below {self.min:g}"
         return f"{number:g} is above {self.max:g}" if self.max is not None and not number <= self.max else ""
@@ -66,10 +66,11 @@ class Aesthetic:
     """LAION's score from about 1 to 10: a linear head over the normalised image features of CLIP ViT-L/14.
 
     Args:
-        min: smallest score that is kept.
-        head: the weights, from github.com/LAION-AI/aesthetic-predictor, or a safetensors of `weight` and `bias`.
-        model: architecture, as open_clip names it.
-        pretrained: its weights: a tag of open_clip, a checkpoint, or a folder in open_clip's format.
+        min: smallest score allowed.
+        head: file with the head's weights, from github.com/LAION-AI/aesthetic-predictor, or a safetensors of `weight`
+            and `bias`.
+        model: CLIP's architecture, as open_clip names it.
+        pretrained: CLIP's weights: a tag of open_clip, a checkpoint, or a folder in open_clip's format.
     """
 
     min: float = 4.7
@@ -80,22 +81,24 @@ class Aesthetic:
 
 @dataclass(frozen=True)
 class Rules:
-    """A rule that is not given removes nothing. A record counts for the first rule that it breaks, in this order.
+    """The rules in the order in which they are tried; a rule that is left out removes nothing.
+
+    A record counts for the first rule that it breaks.
 
     Args:
-        min_side: shortest side of an image, in pixels.
-        max_aspect: longer side over shorter side.
-        min_words: of a caption; 2 removes those of one word. A Chinese or Japanese character is a word.
-        remove_urls: captions that hold an address or a name like shop.com.
+        min_side: smallest shorter side of an image, in pixels.
+        max_aspect: largest ratio of an image's longer side to its shorter side.
+        min_words: fewest words of a caption; 2 removes captions of one word. A Chinese or Japanese character is a word.
+        remove_urls: remove captions that hold an address or a name like shop.com.
         max_tags: most tags in a caption: its hashtags, and the pieces between commas, semicolons or bars if those have
-            at most two words on average. HTML tags remove it in any case.
-        columns: of the collection, each with what it may hold: a precomputed aesthetic score, watermarks, NSFW.
-        aesthetic: the score to compute.
-        remove_duplicates: files with the same SHA-256 as another; the first is kept. Of a picture with several captions
-            that keeps one pair.
-        near_duplicate_bits: pictures whose 64-bit hash differs from another's in at most so many bits, 0 to 7; the
-            one with most pixels is kept. 3 serves some millions; the time grows fast with more of either. Plain
-            backgrounds with little on them look alike to it: try it with `dry_run`.
+            at most two words on average. A caption with HTML tags is removed in any case.
+        columns: limits for columns of the collection, by name: a precomputed aesthetic score, watermarks, NSFW.
+        aesthetic: the aesthetic score to compute, and its limit.
+        remove_duplicates: remove files with the same SHA-256 as an earlier one. Of a picture with several captions, one
+            pair stays.
+        near_duplicate_bits: remove pictures whose 64-bit hash differs from another's in at most this many bits, 0 to 7;
+            the picture with most pixels stays. 3 bits work for some millions of pictures; the time grows fast with more
+            bits or more pictures. Plain backgrounds with little on them look alike to the hash: try it with `dry_run`.
     """
 
     min_side: int | None = None
@@ -109,10 +112,10 @@ class Rules:
     near_duplicate_bits: int | None = None
 
     def check(self) -> None:
-        """Refuse rules that remove nothing, or that cannot be honoured.
+        """Refuse rules that remove nothing, or that cannot be applied.
 
         Raises:
-            ValueError: naming the rule.
+            ValueError: a rule is refused; the message names it.
         """
         if self == Rules():
             raise ValueError("there are no rules; give them as rules, or with --config filter_paper.yaml")
@@ -122,10 +125,10 @@ class Rules:
             raise ValueError(f"max_aspect is {self.max_aspect}; it is the longer side over the shorter, at least 1")
         for name, limit in self.columns.items():
             if limit.min is None and limit.max is None and limit.allowed is None:
-                raise ValueError(f"columns.{name} has no min, max or allowed")
+                raise ValueError(f"columns.{name} has no min, max or allowed; give it one")
 
     def broken_by(self, size: tuple[int, int], caption: str, columns: dict[str, Any]) -> tuple[str, str] | None:
-        """The first rule about one record alone that it breaks, with what is wrong."""
+        """The first rule about one record that this record breaks, and how; None if it breaks none."""
         return next(self._broken(size, caption, columns), None)
 
     def _broken(self, size: tuple[int, int], caption: str, columns: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -148,7 +151,7 @@ class Rules:
 def tags(caption: str) -> int:
     """How many tags a caption has.
 
-    UNSTATED: what counts as tags; hashtags, and lists of pieces that are hardly more than words.
+    UNSTATED: the paper does not say what tags are; we take hashtags, and lists of pieces of about two words at most.
     """
     pieces = [piece for piece in SEPARATOR.split(HASHTAG.sub("", caption)) if piece.strip()]
     words = sum(len(WORD.findall(piece)) for piece in pieces)
@@ -157,18 +160,19 @@ def tags(caption: str) -> int:
 
 
 def dhash(image: Image.Image) -> int:
-    """64 bits that hardly change when a picture is scaled or compressed: where brightness rises from left to right.
+    """A hash of 64 bits that hardly changes when a picture is scaled or compressed.
 
-    Krawetz's difference hash: the picture as 9x8 grey pixels, each compared with its neighbour.
+    Krawetz's difference hash: of the picture as 9x8 grey pixels, a bit says whether a pixel is darker than the next one
+    to the right.
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
 def near_duplicates(hashes: list[int], bits: int) -> dict[int, int]:
-    """Which entries differ from an earlier one that is kept in at most so many bits, and from which.
+    """Which hashes differ in at most `bits` bits from an earlier hash that stays, and from which.
 
-    Such a pair has at least one of `bits` + 1 bands in common, so only entries that share one are compared.
+    Two such hashes have at least one of `bits` + 1 bands in common, so only hashes that share a band are compared.
     """
     edges = [HASH_BITS * i // (bits + 1) for i in range(bits + 2)]
     alike: list[dict[int, list[int]]] = [{} for _ in range(bits + 1)]

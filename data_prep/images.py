@@ -1,6 +1,6 @@
-"""Reads image files as collections hold them, into upright 8-bit RGB, and says which cannot be read.
+"""Reads the image files of collections as upright 8-bit RGB, and says which files cannot be read.
 
-What becomes of odd files:
+How odd files are read:
 
     grey, palette, bilevel, CMYK, YCbCr  converted to RGB as Pillow does
     16 bits a channel                    scaled to 8 (Pillow alone would cut grey ones off at 255)
@@ -10,7 +10,7 @@ What becomes of odd files:
     colour profiles                      ignored, as img2dataset does
     truncated, empty, no image, LAB or floating point, more than 178,956,970 pixels   `Unusable`
 
-UNSTATED: all of it, and the resampling; the paper says that nothing is augmented.
+UNSTATED: the paper does not say how it reads and resamples images, only that it augments none; all of this is ours.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-# Not Pillow's others: some of those run a program (EPS) or are no pictures.
+# Pillow's other formats are left out: some run a program (EPS), or are not pictures.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-# What Pillow raises over files that are not whole or lie about themselves.
+# What Pillow raises on files that are truncated or damaged.
 DECODING = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, AssertionError),
     *(OverflowError, ZeroDivisionError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
-QUALITY = 95  # of JPEG; colour is not subsampled
+QUALITY = 95  # of JPEG files; colour is not subsampled
 
 
 class Unusable(ValueError):
-    """Why a record cannot be used.
+    """A record cannot be used, and why.
 
     Args:
-        reason: a few words, the same for all of a kind: they are counted.
-        detail: of this one.
+        reason: a few words, equal for all records of one kind, since reasons are counted.
+        detail: what is special to this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -63,26 +63,26 @@ class Picture(NamedTuple):
 
 
 def decode(data: bytes) -> Image.Image:
-    """An image file's first frame, upright, 8-bit RGB.
+    """An image file's first frame, upright, in 8-bit RGB.
 
     Raises:
-        Unusable: it is no image of a common format, is not whole, or is too large.
+        Unusable: the file is not an image of a common format, is truncated, or is too large.
     """
     return _decode(data)[0]
 
 
 def fit(data: bytes, sizes: Sequence[tuple[int, int]]) -> Picture:
-    """An image file scaled and cropped to a size, as JPEG; one that is just so already is kept as it is.
+    """An image file scaled and cropped to a size, as JPEG; a file that already has the size may stay as it is.
 
-    The part that is kept is the largest of the size's aspect, from the middle. Kept as they are, without another loss,
-    are opaque 8-bit RGB JPEG, PNG and WebP, one frame, upright.
+    The crop is the largest part with the size's aspect, from the middle. A JPEG, PNG or WebP stays as it is, without
+    another loss, if it is opaque, upright 8-bit RGB with one frame.
 
     Args:
-        data: the file.
-        sizes: (width, height) in pixels to choose from.
+        data: the bytes of the file.
+        sizes: sizes (width, height) in pixels to choose from.
 
     Raises:
-        Unusable: it cannot be decoded, or is smaller than the size it would get.
+        Unusable: the image cannot be decoded, or is smaller than the size it would get.
     """
     image, plain = _decode(data)
     width, height = bucket(*image.size, sizes)
@@ -92,24 +92,24 @@ def fit(data: bytes, sizes: Sequence[tuple[int, int]]) -> Picture:
     left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
     box = (left, top, left + width * scale, top + height * scale)
     buffer = io.BytesIO()
-    # UNSTATED: the filter; Lanczos, which keeps most detail.
+    # UNSTATED: the paper names no resampling filter; we take Lanczos, which preserves most detail.
     scaled = image.resize((width, height), Image.Resampling.LANCZOS, box)
     scaled.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return Picture(buffer.getvalue(), "jpg", width, height)
 
 
 def bucket(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The size an image gets: of the nearest aspect, the largest that it covers without being enlarged.
+    """The size an image gets: among the sizes of nearest aspect, the largest that does not enlarge the image.
 
     UNSTATED: the paper groups images by aspect ratio and does not say into which groups.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        sizes: (width, height) to choose from.
+        width: the image's width, in pixels.
+        height: the image's height, in pixels.
+        sizes: sizes (width, height) to choose from.
 
     Raises:
-        Unusable: it would have to be enlarged.
+        Unusable: the image would have to be enlarged.
     """
     off = [abs(math.log(width * h / (height * w))) for w, h in sizes]
     alike = [size for size, distance in zip(sizes, off, strict=True) if distance - min(off) < 1e-9]
@@ -121,11 +121,11 @@ def bucket(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[i
 
 
 def _decode(data: bytes) -> tuple[Image.Image, str]:
-    """The image, and its kind if the file itself is just that."""
+    """The image, and the file's kind if a shard can store the file as it is, else an empty text."""
     if not data:
         raise Unusable("empty file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strange metadata, and of sizes that are not yet too large
+        warnings.simplefilter("ignore")  # about strange metadata, and about large sizes that are still allowed
         try:
             file = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -155,7 +155,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; transparent parts become white."""
+    """The image in 8-bit RGB; transparent parts become white."""
     if image.mode.startswith("I"):  # I;16, I;16B, or 16 bits in 32
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

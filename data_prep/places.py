@@ -1,4 +1,4 @@
-"""Where the bytes of a collection lie: files in folders and tars, rows and cells of tables. Nothing is unpacked."""
+"""Finds the bytes of a collection in files, tars and the cells of tables, without unpacking anything."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 from data_prep.images import Unusable
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # not a disk that fails: that ends the run
-UTF8 = {"encoding": "utf-8-sig", "errors": "surrogateescape"}  # what is not UTF-8 is found where it is used
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # other errors end the run
+UTF8 = {"encoding": "utf-8-sig", "errors": "surrogateescape"}  # other bytes are refused where the text is used
 
 
 class Place(NamedTuple):
-    """A file, or a part of one."""
+    """A file, or a part of a file."""
 
     file: str
     offset: int = 0
-    size: int = -1  # bytes; -1: to the end
+    size: int = -1  # bytes; -1: to the end of the file
 
     def read(self) -> bytes:
-        """The bytes.
+        """The bytes at this place.
 
         Raises:
             Unusable: there is no such file.
@@ -42,7 +42,7 @@ class Place(NamedTuple):
             if error.errno not in NOT_THERE:
                 raise
             raise Unusable("no image", f"{os.path.basename(self.file)}: {error.strerror}") from error
-        except ValueError as error:  # a zero byte in the path
+        except ValueError as error:  # the path holds a zero byte
             raise Unusable("no image", str(error)) from error
 
 
@@ -54,7 +54,7 @@ class Cell(NamedTuple):
     row: int
 
     def read(self) -> bytes:
-        """The bytes.
+        """The bytes of the image.
 
         Raises:
             Unusable: the cell is empty.
@@ -69,7 +69,7 @@ class Cell(NamedTuple):
 
 
 def files(folder: Path) -> Iterator[tuple[str, Place]]:
-    """Every file below a folder but hidden ones, by its path from there, in the order of the names."""
+    """Every file below a folder, with its path in the folder, sorted by name; hidden files are left out."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
@@ -80,11 +80,11 @@ def files(folder: Path) -> Iterator[tuple[str, Place]]:
 
 
 def members(tar: Path, within: Place | None = None) -> Iterator[tuple[str, Place | None]]:
-    """Every file in a tar but hidden ones; a tar that is not whole or none ends in one without a place.
+    """Every file in a tar, without hidden ones. If the file is truncated or not a tar, the last place is None.
 
     Args:
-        tar: uncompressed.
-        within: the part of it that is a tar itself and is meant.
+        tar: an uncompressed tar.
+        within: the part of the tar that is itself a tar, to read only that one; none: the whole tar.
     """
     start, end = (within.offset, within.offset + within.size) if within else (0, tar.stat().st_size)
     with tar.open("rb") as file:
@@ -100,7 +100,7 @@ def members(tar: Path, within: Place | None = None) -> Iterator[tuple[str, Place
                         yield member.name.removeprefix("./"), Place(str(tar), member.offset_data, member.size)
         except tarfile.ReadError:
             pass
-        file.seek(reached)  # a tar ends in blocks of zeros; tarfile does not mind when they are missing
+        file.seek(reached)  # a tar ends in blocks of zeros; tarfile accepts a tar without them
         if reached + tarfile.BLOCKSIZE > end or any(file.read(tarfile.BLOCKSIZE)):
             yield "(breaks off)", None
 
@@ -109,21 +109,21 @@ def tars(path: str) -> list[Path]:
     """The tars that a path means: one, those in a folder, or those of a pattern like `cc12m/000*.tar`.
 
     Raises:
-        FileNotFoundError: there is nothing there.
+        FileNotFoundError: no file has that name.
     """
     if Path(path).is_dir():
         return sorted(Path(path).glob("*.tar"))
     found = [Path(path)] if Path(path).is_file() else sorted(map(Path, glob.glob(path)))
     if not found:
-        raise FileNotFoundError(f"{path} is neither a folder nor a file, and no file is named like that")
+        raise FileNotFoundError(f"{path} is neither a folder nor a file, and matches no file")
     return found
 
 
 def samples(named: Iterable[tuple[str, Place | None]]) -> Iterator[tuple[str, dict[str, Place | None]]]:
-    """Neighbouring files of one name put together, by what they are: image, txt or json; `broken` for the end of a tar.
+    """Samples of neighbouring files with one name, by kind: image, txt or json; `broken` is the end of a broken tar.
 
-    As in WebDataset the name ends at its first dot. One that comes a second time, or with a second image, begins
-    another sample. JSON alone is none: img2dataset counts in such files.
+    As in WebDataset, the name ends at its first dot. A second file of one kind, such as a second image, begins another
+    sample. A JSON alone is not a sample: img2dataset writes its counts to such files.
     """
     key, parts = "", {}
     for name, place in named:
@@ -143,14 +143,14 @@ def samples(named: Iterable[tuple[str, Place | None]]) -> Iterator[tuple[str, di
 
 
 def rows(path: Path, image_column: str) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Every row of a table, or of a folder's tables in the order of their names, with its file; None: a broken line.
+    """Every row of a table, or of a folder's tables sorted by name, with its file; a broken line is None.
 
     Raises:
-        ValueError: there is no table, or one cannot be read.
+        ValueError: there is no table, or a table cannot be read.
     """
     tables = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS) if path.is_dir() else [path]
     if not tables or tables[0].suffix.lower() not in READERS:
-        raise ValueError(f"{path} is not, and does not hold, a table: {', '.join(READERS)}")
+        raise ValueError(f"{path} is not a table and does not hold a table ({', '.join(READERS)})")
     for table in tables:
         yield from ((table, row) for row in READERS[table.suffix.lower()](table, image_column))
 
@@ -179,7 +179,7 @@ def _jsonl(path: Path, _: str) -> Iterator[dict[str, Any] | None]:
 
 
 def _parquet(path: Path, image_column: str) -> Iterator[dict[str, Any]]:
-    """Everything but the images; those stay in their cells unless they are paths."""
+    """The rows of a parquet table; images that are not paths are left in their cells, to be read later."""
     table = parquet_file(str(path))
     types = {field.name: str(field.type) for field in table.schema_arrow}
     in_cells = "binary" in types.get(image_column, "")
@@ -204,26 +204,26 @@ def parquet_file(path: str) -> Any:
     """An open parquet file.
 
     Raises:
-        ValueError: it is none, or pyarrow is not installed.
+        ValueError: the file is not parquet, or pyarrow is not installed.
     """
     try:
         from pyarrow import ArrowInvalid, parquet  # pyrefly: ignore[missing-import]
     except ImportError as error:
-        raise ValueError(f"{path}: parquet is read by pyarrow; run: pip install 'lidit[parquet]'") from error
+        raise ValueError(f"{path}: reading parquet needs pyarrow; run: pip install 'lidit[parquet]'") from error
     try:
         return parquet.ParquetFile(path)
     except ArrowInvalid as error:
-        raise ValueError(f"{path} is no parquet file: {error}") from error
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
 
 
 @lru_cache(maxsize=8)
 def _row_groups(path: str) -> list[int]:
-    """The first row of each row group, and the number of rows."""
+    """The first row of each row group, and last the number of rows."""
     about = parquet_file(path).metadata
     return [0, *accumulate(about.row_group(i).num_rows for i in range(about.num_row_groups))]
 
 
 @lru_cache(maxsize=1)
 def _cells(path: str, column: str, group: int) -> list[Any]:
-    """One column of one row group; a group is read at once, so cells are best read in their order."""
+    """One column of one row group. A group is read as a whole, so reading cells in their order is fastest."""
     return parquet_file(path).read_row_group(group, columns=[column])[column].to_pylist()

@@ -1,8 +1,8 @@
-"""Computes what does not change during training, once: VAE latents and LLM features of every caption.
+"""Computes, once, what does not change during training: VAE latents, and the LLM features of every caption.
 
-Features are kept at their true length, without padding; `lidit/data/cache.py` documents the files. One shard is one
-unit of work, written under a temporary name and renamed: an interrupted run continues where it was. Any number of
-processes may share the work; none waits for another:
+Features are stored without padding; `lidit/data/cache.py` documents the files. One shard is one unit of work, written
+under a temporary name and then renamed, so an interrupted run continues after the last finished shard. Any number of
+processes may share the work, and none waits for another:
 
     lidit prep precompute --shards shards/train --out cache/train --vae bundled:vae --llms '[bundled:llm_llama]'
     torchrun --nproc-per-node 8 --no-python lidit prep precompute --device cuda ...      (or: srun lidit prep ...)
@@ -29,7 +29,7 @@ from lidit.models.vae import FrozenVAE
 from lidit.pixels import to_tensor
 from lidit.whole import replacing
 
-PROBED = 64  # captions whose tokens are counted, to estimate how many a character makes
+PROBED = 64  # captions whose tokens are counted, to estimate the tokens per character
 
 
 def precompute(
@@ -47,25 +47,25 @@ def precompute(
     shard_cache: str | None = None,
     shard_cache_gb: float = 100.0,
 ) -> None:
-    """Write a cache for a set of shards; run again with the same arguments, it computes only what is missing.
+    """Write a cache for a set of shards. A second run with the same arguments computes only what is missing.
 
     Args:
-        shards: as for `ShardData`.
+        shards: the shards, named in the ways that `ShardData` reads.
         out: folder to write, new or begun with the same arguments.
-        vae: the VAE whose latents are kept: a name, or the class with its settings; none: no latents.
-        llms: the LLMs whose features are kept, in the order the model uses: names, or the class with its settings.
-        captions: which captions' features are kept.
-        dtype: of what is kept.
-        batch_size: images or captions computed at once.
+        vae: the VAE whose latents are stored: a name, or the class with its settings; none: no latents.
+        llms: the LLMs whose features are stored, in the model's order: names, or the class with its settings.
+        captions: the kinds of caption whose features are stored.
+        dtype: number type of the stored latents and features.
+        batch_size: number of images or captions computed at one time.
         device: where the models run; `cuda` with several processes on a node: each on its own GPU.
-        threads: CPU threads; none: as torch decides.
-        rank: this process's number, from 0; it takes every `world`-th shard. None: as torchrun or srun say, else alone.
-        world: processes that share the work.
+        threads: number of CPU threads; none: torch's own choice.
+        rank: this process's number, from 0; it takes every `world`-th shard. None: as torchrun or srun set it, else 0.
+        world: number of processes that share the work. None: as torchrun or srun set it, else 1.
         shard_cache: folder on a local disk for copies of remote shards.
-        shard_cache_gb: what the copies may take, in 10^9 bytes.
+        shard_cache_gb: largest size of the copies, in 10^9 bytes.
 
     Raises:
-        ValueError: nothing to compute, the folder holds another cache, or a sample cannot be read.
+        ValueError: there is nothing to compute, the folder holds another cache, or a sample cannot be read.
     """
     part = share(rank, world)
     if threads is not None:
@@ -88,7 +88,7 @@ def precompute(
 
 
 class _Run:
-    """One call of `precompute`: what the steps share."""
+    """One call of `precompute`, with what its steps share."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Run:
 
     @torch.inference_mode()
     def all(self, rank: int, world: int) -> None:
-        """Every shard of a process's share that is not there yet, with a line for each."""
+        """Write the missing shards of a process's share, and print a line for each."""
         count = len(self.index.paths)
         missing = [s for s in range(count) if not shard_file(self.out, s).is_file()]
         todo, empty = [s for s in missing if s % world == rank], self.out / "empty.safetensors"
@@ -123,7 +123,7 @@ class _Run:
         self.compute(todo)
 
     def compute(self, todo: list[int]) -> None:
-        """Write these shards, with a line for each."""
+        """Write these shards, and print a line for each."""
         start = time.monotonic()
         for done, shard in enumerate(todo, start=1):
             _save(self.shard(shard), shard_file(self.out, shard))
@@ -134,7 +134,7 @@ class _Run:
                 print(f"{llm.name}: cut {llm.cut} captions at max_tokens={llm.prompts.max_tokens}", flush=True)
 
     def bytes(self) -> int:
-        """Size of the whole cache without its headers, before any model is read: latents exactly, features about."""
+        """Bytes of the whole cache without headers, before a model is read: latents exactly, features estimated."""
         values = 0
         if self.vae is not None:
             pixels = self.index.column("height").astype(np.int64) * self.index.column("width")
@@ -143,16 +143,16 @@ class _Run:
         return values * self.dtype.itemsize
 
     def tokens(self, llm: FrozenLLM, kind: str) -> int:
-        """About how many tokens an LLM makes of all captions of a kind, by their characters and those of a few."""
+        """How many tokens an LLM makes of all captions of a kind, estimated from the tokens of a few captions."""
         chars, split = self.index.column(f"{kind}_chars"), llm.prompts.split
         probed = np.unique(np.linspace(0, len(chars) - 1, min(PROBED, len(chars))).astype(int))
-        around = len(split("").ids)  # the template and the instruction, the same for all
+        around = len(split("").ids)  # the template and the instruction
         splits = [split(text) for text in self.texts(probed, kind, whole=False)]
         per_char = sum(len(ids) + cut - around for ids, _, cut in splits) / max(1, int(chars[probed].sum()))
         return len(chars) * around + int(np.minimum(chars * per_char, llm.prompts.max_tokens).sum())
 
     def empty(self) -> dict[str, torch.Tensor]:
-        """Features of the empty caption, which dropped captions use."""
+        """Features of the empty caption, which replaces dropped captions."""
         tensors = {}
         for i, llm in enumerate(self.llms):
             ((tokens, start),) = self.features(llm, [""])
@@ -174,7 +174,7 @@ class _Run:
         return tensors
 
     def latents(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
-        """Latents by image shape, samples of a shape in the order of the index."""
+        """Latents by image shape; within a shape, samples are in the order of the index."""
         shapes = np.stack([self.index.column("height")[samples], self.index.column("width")[samples]], axis=1)
         tensors = {}
         for height, width in np.unique(shapes, axis=0).tolist():
@@ -189,27 +189,27 @@ class _Run:
         return self.vae.encode(images.to(self.device)).to("cpu", self.dtype)
 
     def features(self, llm: FrozenLLM, texts: list[str]) -> list[tuple[torch.Tensor, int]]:
-        """Each caption's tokens at true length (l e), and where its own begin; alike lengths are computed together."""
+        """Each caption's tokens without padding (l e), and where the caption begins; similar lengths share a batch."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         rows = [None] * len(texts)
         for first in range(0, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
             tokens, mask, start = llm([texts[i] for i in batch])
-            padding = mask.long().argmax(1)  # padding before the first token, where the LLM pads on the left
+            padding = mask.long().argmax(1)  # padding before the first token, if the LLM pads on the left
             for row, i in enumerate(batch):
                 rows[i] = (tokens[row][mask[row]].to("cpu", self.dtype), int(start[row] - padding[row]))
         return rows
 
     def texts(self, samples: np.ndarray, kind: str, whole: bool = True) -> list[str]:
-        """Captions of one kind, empty where a sample has none; for few samples of a remote shard, it is not fetched."""
+        """Captions of one kind, empty if a sample has none; `whole` fetches a remote shard whole."""
         return [self.index.text(s, whole).get(kind) or "" for s in samples.tolist()]
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a file under a temporary name that becomes its own once it is whole."""
+    """Write a file under a temporary name, and rename it once it is whole."""
     with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        shutil.copymode(path.with_name(IDENTITY), partial)  # safetensors lets nobody but the writer read its files
+        shutil.copymode(path.with_name(IDENTITY), partial)  # safetensors makes files that only their owner can read
 
 
 if __name__ == "__main__":

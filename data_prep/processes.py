@@ -1,7 +1,7 @@
-"""Several processes that fill one folder: who does which part, and how it is begun without waiting for another.
+"""Lets several processes fill one folder: which part each does, and how it writes without waiting for another.
 
-No process group is opened: an hour of computing in one process lets no collective of another time out, and processes
-may start, stop and continue at different times, in any number.
+There is no process group, so no collective can time out while one process computes for an hour, and any number of
+processes may start, stop and continue at different times.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from lidit.whole import is_partial, write_first
 
 
 def share(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
-    """This process's number, and how many share the work: as given, else torchrun's, else those of `srun`, else alone.
+    """This process's number and the number of processes: as given, or torchrun's, or srun's, or else 0 and 1.
 
     Args:
         rank: this process's number, from 0.
-        world: how many there are.
+        world: number of processes that share the work.
 
     Raises:
-        ValueError: only one of them is given, or they do not fit together.
+        ValueError: only one of the two is given, or rank is not below world.
     """
     if (rank is None) != (world is None):
         raise ValueError(f"rank is {rank} and world is {world}; give both, or neither under torchrun or srun")
@@ -34,7 +34,7 @@ def share(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
 
 
 def _launched() -> tuple[int, int]:
-    """As a launcher says; the script of a Slurm job knows its number of tasks, but is alone until it calls srun."""
+    """The launcher's numbers. A Slurm job's script sees its number of tasks, but runs alone until it calls srun."""
     in_script = "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
     for names in (("RANK", "WORLD_SIZE"), () if in_script else ("SLURM_PROCID", "SLURM_NTASKS")):
         values = [os.environ.get(name, "") for name in names]
@@ -44,29 +44,29 @@ def _launched() -> tuple[int, int]:
 
 
 def own_device(device: str) -> str:
-    """`cuda` as the GPU of this process, where a node runs several; any other device as it is."""
+    """This process's own GPU for `cuda` if a node runs several processes; any other device as it is."""
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
     if device != "cuda" or not local:
         return device
     from torch.cuda import device_count
 
-    return f"cuda:{int(local) % max(1, device_count())}"  # Slurm may show each task one GPU alone
+    return f"cuda:{int(local) % max(1, device_count())}"  # Slurm may show each task only one GPU
 
 
 def begin(folder: Path, name: str, made: dict, more: dict, fix: str) -> None:
-    """Start or continue a folder: its file `name` says how it was made, and whatever `more` follows from that.
+    """Start or continue a folder, whose file `name` says how it was made.
 
-    Of processes that begin at once one writes that file, whole from the first moment it is seen.
+    If several processes begin at the same time, one of them writes that file, and no other sees a part of it.
 
     Args:
-        folder: made where it is missing.
-        name: of the file.
-        made: what must be the same to continue.
+        folder: the folder, made if it is missing.
+        name: name of the file.
+        made: the settings that must be the same to continue.
         more: what else the file holds.
-        fix: what to do where it is not the same, for the message.
+        fix: what to do if the settings differ, for the message.
 
     Raises:
-        ValueError: the folder was made otherwise or holds files that are not ours.
+        ValueError: the folder was made with other settings, or holds files that are not ours.
     """
     manifest, made = folder / name, json.loads(json.dumps(made))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One sample on its way from a collection to a shard: what is known of it, and where the rest lies until it is read."""
+"""One sample between collection and shard: what is known of it, and where the rest lies until it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.images import Unusable
 from data_prep.places import Cell, Place
 
-KEY_BYTES = 80  # of a key; a tar's headers have room for 100
+KEY_BYTES = 80  # largest key; a tar's header has room for 100 bytes
 
 
 class Field(NamedTuple):
@@ -29,17 +29,17 @@ class Record:
     """One sample before it is written to a shard."""
 
     key: str  # unique in its set; the name of its files in the tar
-    image: np.ndarray | Place | Cell | None  # uint8 (H W 3), RGB, or where an image file lies
-    caption: Any  # the original caption, or where it lies
-    dense: Any = ""  # the synthetic one, empty where there is none
-    more: dict[str, Any] | Place = field(default_factory=dict)  # its other columns, or where JSON with them lies
-    problem: str = ""  # why it cannot be used, where that is known already
+    image: np.ndarray | Place | Cell | None  # RGB pixels, uint8 (H W 3), or the place of an image file
+    caption: Any  # the original caption, or its place
+    dense: Any = ""  # the synthetic caption, or its place; empty if there is none
+    more: dict[str, Any] | Place = field(default_factory=dict)  # other columns, or a JSON's place
+    problem: str = ""  # why the record is unusable, if that is already known
 
     def data(self) -> bytes:
-        """The image file.
+        """The bytes of the image file.
 
         Raises:
-            Unusable: there is none, or the record has a problem.
+            Unusable: there is no image file, or the record has a problem.
         """
         self._check()
         if not isinstance(self.image, (Place, Cell)):
@@ -50,7 +50,7 @@ class Record:
         """The original caption and the synthetic one, which may be empty.
 
         Raises:
-            Unusable: there is no original caption, one is no text in UTF-8, or the record has a problem.
+            Unusable: there is no original caption, a caption is not text in UTF-8, or the record has a problem.
         """
         self._check()
         caption, dense = _text(self.caption), _text(self.dense)
@@ -59,10 +59,10 @@ class Record:
         return caption, dense
 
     def columns(self) -> dict[str, Any]:
-        """What else the source says of it.
+        """The other columns that the source has for the sample.
 
         Raises:
-            Unusable: its JSON cannot be read.
+            Unusable: the JSON with them cannot be read.
         """
         return _json(self.more) if isinstance(self.more, Place) else self.more
 
@@ -72,11 +72,13 @@ class Record:
 
 
 def digest(records: list[Record]) -> str:
-    """A hash of what was found, not of where: the collection may move."""
+    """A hash of a collection's records, which is the same after the collection has moved."""
     state = hashlib.sha256()
     for record in records:
         told = [text if isinstance(text, str) else "" for text in (record.caption, record.dense)]
-        part = record.image[1:] if isinstance(record.image, Place) else ()  # of its file, without the path
+        part = (
+            record.image[1:] if isinstance(record.image, Place) else ()
+        )  # offset and size, without the path of the file
         state.update(json.dumps([record.key, record.problem, *told, *part]).encode())
     return state.hexdigest()[:16]
 
@@ -85,24 +87,25 @@ def kept_keys(path: Path, collection: str) -> set[str]:
     """The keys in kept.jsonl of `lidit prep filter`.
 
     Args:
-        path: of the file.
-        collection: the digest of the records it must have been made of.
+        path: path of kept.jsonl.
+        collection: digest of the records that the file must have been made of.
 
     Raises:
-        ValueError: it is empty, or was made of another collection.
+        ValueError: the file has no keys, or was made of another collection.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     if not lines or lines[0].get("collection") != collection:
-        raise ValueError(f"{path} is not of this collection as it is now; run lidit prep filter again")
+        raise ValueError(f"{path} does not belong to this collection as it is now; run lidit prep filter again")
     if len(lines) == 1:
-        raise ValueError(f"{path} keeps nothing")
+        raise ValueError(f"{path} keeps nothing; loosen the rules and run lidit prep filter again")
     return {line["key"] for line in lines[1:]}
 
 
 def safe_key(name: str) -> str:
     """A name as the key of a sample: ASCII letters, digits, hyphens, underscores and slashes, at most 80 bytes.
 
-    A name that has anything else, or is longer, ends in eight digits of its hash, so that different ones stay so.
+    Other characters are replaced, and a longer name is cut. A name that was changed ends in eight digits of its hash,
+    so different names give different keys.
     """
     key = "/".join(part for part in re.sub(r"[^A-Za-z0-9_/-]", "_", name).split("/") if part)
     if key and key == name and len(key) <= KEY_BYTES:
@@ -112,7 +115,7 @@ def safe_key(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A caption, from where it lies."""
+    """A caption's text, read from its place if need be; empty if there is none."""
     if isinstance(value, Field):
         value = _json(value.file).get(value.name)
     elif isinstance(value, Place):

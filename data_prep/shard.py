@@ -1,4 +1,4 @@
-"""Writes WebDataset tars, the one form in which training reads images and captions.
+"""Writes WebDataset tars, the only format in which training reads images and captions.
 
 A folder holds `00000.tar`, `00001.tar`, ..., an index beside each (`lidit/data/index.py` documents both) and
 `shards.json`, which says how the folder was made. The same arguments give the same bytes.
@@ -7,10 +7,10 @@ A folder holds `00000.tar`, `00001.tar`, ..., an index beside each (`lidit/data/
     lidit prep shard --out shards/cc12m --source img2dataset --path cc12m --sizes '[256x256, 320x192, 192x320]'
 
 Pictures of a collection are scaled and cropped to the size of nearest aspect and stored as JPEG of quality 95, or as
-they are where they have that size already (`data_prep/images.py` says more, also of odd files). Shard i holds what is
-usable of the i-th `shard_size` records, so any process can write any shard. What is not usable is never replaced: it is
+they are if they already have that size (`data_prep/images.py` says more, also about odd files). Shard i holds what is
+usable of the i-th `shard_size` records, so any process can write any shard. An unusable record is never replaced: it is
 named in `skipped.jsonl` (`{"key", "reason", "detail"}`; `00000.skipped.jsonl` and so on are its parts), and counted at
-the end. A shard of which nothing is left is written but not listed in `shards.json`.
+the end. A shard without usable records is written but not listed in `shards.json`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from lidit.pictures import parse_size
 from lidit.whole import replacing, write_text
 
 SOURCES = {"scenes": sources.scenes}
-SCENES = 20_000  # drawn where no count is given
+SCENES = 20_000  # scenes to draw if no count is given
 SKIPPED = "skipped.jsonl"
 Sizes = Sequence[tuple[int, int]]
-Work = list[Callable[[], Iterator[Record]]]  # the records of each shard, made when it is written
+Work = list[Callable[[], Iterator[Record]]]  # for each shard, what gives its records when it is written
 
 
 def shard(
@@ -63,30 +63,31 @@ def shard(
     keep: str | None = None,
     shuffle: bool = True,
 ) -> None:
-    """Write a set of shards; run again with the same arguments, it writes only what is missing.
+    """Write a set of shards. A second run with the same arguments writes only what is missing.
 
     Args:
         out: folder to write, new or begun with the same arguments.
         source: where the samples come from: drawn scenes, class folders or tars, img2dataset's output, or a table of
             captions.
-        count: samples; of a collection at most so many records. None: 20,000 scenes, or the whole collection.
-        seed: of the scenes, or of shuffling.
-        sizes: image sizes WIDTHxHEIGHT in pixels. Scene i takes the i-th, round and round; a picture the one of nearest
-            aspect, of several the largest it covers. One that would have to be enlarged is skipped.
-        shard_size: samples in a tar, or records of a collection that go into it.
-        held: only scenes with looks that training never shows.
-        workers: processes that write.
+        count: number of scenes, or largest number of a collection's records. None: 20,000 scenes, or the whole
+            collection.
+        seed: decides the scenes, or how records are shuffled.
+        sizes: image sizes WIDTHxHEIGHT in pixels. Scenes take them in turn; a picture takes the size of nearest aspect,
+            and of several such sizes the largest it covers. A picture that would have to be enlarged is skipped.
+        shard_size: number of samples in a tar, or of a collection's records that go into a tar.
+        held: draw only scenes with looks that training never shows.
+        workers: number of processes that write.
         path: the collection: its folder, tar, pattern of tars, or table.
-        columns: what the columns of a table are called, or the fields of img2dataset's JSON.
-        class_names: for imagenet, a file with lines `n01440764 tench, Tinca tinca`; none: WordNet's own.
-        keep: kept.jsonl of `lidit prep filter`; none: every record.
-        shuffle: spread the records over the shards by the seed. Without it they keep the collection's order, in which
-            big tars, slow disks and images inside parquet are read best, and ImageNet lies class by class.
+        columns: names of the columns of a table, or of the fields of img2dataset's JSON.
+        class_names: for imagenet, a file with lines `n01440764 tench, Tinca tinca`; none: WordNet's names.
+        keep: kept.jsonl of `lidit prep filter`, with the records to write; none: every record.
+        shuffle: spread the records over the shards by the seed. False leaves them in the collection's order, in which
+            big tars, slow disks and images inside parquet are read fastest, but ImageNet is sorted by class.
 
     Raises:
-        FileNotFoundError: the collection is not there.
-        ValueError: the folder holds something else, an argument is out of range or does not belong to the source, the
-            collection is of another kind, or none of it can be used.
+        FileNotFoundError: the collection is missing.
+        ValueError: the folder holds other files, an argument is out of range or does not belong to the source, the
+            collection is of another kind, or none of its records can be used.
     """
     numbers = {"count": count, "shard_size": shard_size, "workers": workers, "sizes": len(sizes)}
     for name, value in numbers.items():
@@ -111,12 +112,12 @@ def shard(
 
 
 def write_tar(path: Path, records: Iterator[Record], sizes: Sizes = ()) -> None:
-    """Write one shard and its index, each under a temporary name first, the tar last: where it is, it is whole.
+    """Write one shard and its index, each under a temporary name first. The tar comes last: if it exists, it is whole.
 
     Args:
-        path: of the tar.
-        records: whose images are drawn, or lie somewhere.
-        sizes: (width, height) to choose from for images that lie somewhere.
+        path: path of the tar.
+        records: the samples, each with pixels or with the place of an image file.
+        sizes: sizes (width, height) to choose from for image files.
     """
     skipped = []
     with replacing(path) as unfinished:
@@ -139,11 +140,11 @@ def write_tar(path: Path, records: Iterator[Record], sizes: Sizes = ()) -> None:
 def _refuse(source: str, **options: object) -> None:
     for name, value in options.items():
         if value:
-            raise ValueError(f"{name} is {value!r}, which does not belong to source {source}")
+            raise ValueError(f"{name} is {value!r}, which does not belong to source {source}; leave it out")
 
 
 def _drawn(count: int, seed: int, pixels: Sizes, shard_size: int, held: bool) -> Work:
-    """Scenes for each shard; a size the source cannot draw is refused before anything is written."""
+    """The scenes of each shard; a size that cannot be drawn is refused before any shard is written."""
     for width, height in pixels:
         next(SOURCES["scenes"](1, seed, width, height, held))
     return [
@@ -166,7 +167,7 @@ def _collected(
     keep: str | None,
     seed: int | None,
 ) -> list[Record]:
-    """The records of a collection that are to be kept, in the order they are written."""
+    """The records of a collection that are to be written, in order."""
     if path is None:
         raise ValueError(f"source {source} needs a path")
     records = sources.find(source, path, columns, class_names)
@@ -195,7 +196,7 @@ def _write(path: Path, records: Callable[[], Iterator[Record]], sizes: Sizes) ->
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[Path, float]]:
-    """Do the jobs, in this process if there is little to share; yields each path with the seconds since the start."""
+    """Do the jobs, in this process if one worker is enough; yields each path with the seconds since the start."""
     start = time.monotonic()
     if min(workers, len(jobs)) <= 1:
         for job in jobs:
@@ -211,7 +212,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[Path, float]]:
 
 
 def finished(path: Path) -> bool:
-    """Whether a shard is there and as long as its index says; one that is not is written again."""
+    """Whether a shard exists and is as long as its index says; otherwise it is written again."""
     if not (path.is_file() and index_path(path).is_file()):
         return False
     try:
@@ -222,10 +223,10 @@ def finished(path: Path) -> bool:
 
 
 def _report(folder: Path, tars: list[str]) -> None:
-    """List the shards that hold something, and say what was skipped.
+    """List the shards that hold samples, and print what was skipped.
 
     Raises:
-        ValueError: none holds anything.
+        ValueError: no shard holds a sample.
     """
     counts = {name: len(read_index(folder / name)["key"]) for name in tars}
     lists = [(folder / name).with_suffix(f".{SKIPPED}") for name in tars]
@@ -245,7 +246,7 @@ def _report(folder: Path, tars: list[str]) -> None:
 
 
 def _write_lines(path: Path, lines: list[dict[str, str]]) -> None:
-    """Write JSON lines; without any, there is no file. What is there already is not touched."""
+    """Write JSON lines, or remove the file if there are none. A file that holds these lines is not touched."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if not lines:
         path.unlink(missing_ok=True)
@@ -263,7 +264,7 @@ def _picture(record: Record, sizes: Sizes) -> Picture:
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # its time, owner and group are 0: the same data gives the same bytes
+    info = tarfile.TarInfo(name)  # time, owner and group are 0, so the same data gives the same bytes
     info.size = len(data)
     archive.addfile(info, io.BytesIO(data))
 

@@ -1,19 +1,19 @@
-"""Where samples come from: one generator per source, all yielding the same record.
+"""Reads collections: one generator for each kind of source, and all give the same kind of record.
 
-    imagenet     PATH/CLASS/*, PATH/CLASS.tar, or one tar of such tars (ILSVRC2012_img_train.tar); any other pictures
-                 sorted into one folder a class as well. The caption is `a photo of {class}`.
-    img2dataset  What img2dataset writes, and so CC12M and LAION: tars (--output_format webdataset), or folders of
-                 pictures beside parquet files (--output_format files). Each picture KEY.jpg has its caption in KEY.txt,
-                 and everything else in KEY.json, so the parquet files are not needed. Any other WebDataset of that
-                 form too. (Of --output_format parquet: a `table` whose image column is `jpg`.)
+    imagenet     PATH/CLASS/*, PATH/CLASS.tar, or one tar of such tars (ILSVRC2012_img_train.tar); also any other
+                 pictures in one folder for each class. The caption is `a photo of {class}`.
+    img2dataset  What img2dataset writes, such as CC12M and LAION: tars (--output_format webdataset), or folders of
+                 pictures beside parquet files (--output_format files). Each picture KEY.jpg has its caption in KEY.txt
+                 and everything else in KEY.json, so the parquet files are not needed. Also any other WebDataset of
+                 that form. (--output_format parquet gives a `table` whose image column is `jpg`.)
     table        A CSV, TSV, JSONL or parquet file, or a folder of them: a row has a caption and the path of a picture,
                  relative to the table, or in parquet the picture itself. Parquet needs pyarrow.
     scenes       Drawn scenes of the miniature world.
 
-Records of collections say where their bytes lie and are read when they are used: about 0.8 kB of memory each, so a
-collection of tens of millions is better made into several sets, which training reads as one (`ShardData.train` takes a
-list). What is known to be unusable when it is listed is yielded all the same, with its `problem`: it is counted and
-named where it is left out.
+A record of a collection says where its bytes lie, and they are read when they are used. A record takes about 0.8 kB of
+memory, so make a collection of tens of millions into several sets, which training reads as one (`ShardData.train` takes
+a list). A record that is known to be unusable is listed, too, with its `problem`, so that it can be counted and named
+where it is left out.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ BROKEN_TAR = "broken tar"
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a table are called, or the fields of img2dataset's JSON.
+    """Names of the columns of a table, or of the fields of img2dataset's JSON.
 
     Args:
-        image: the picture: its path, or in parquet its bytes too. Not for img2dataset.
-        caption: the original caption; of img2dataset a JSON field to take instead of KEY.txt.
-        dense: the synthetic caption; none: there is none.
-        key: what names a row; none: its number. Not for img2dataset.
+        image: column with the picture: its path or, in parquet, its bytes. Not for img2dataset.
+        caption: column with the original caption; for img2dataset, a JSON field to read instead of KEY.txt.
+        dense: column with the synthetic caption; none: there is no synthetic caption.
+        key: column that names a row; none: the row's number. Not for img2dataset.
     """
 
     image: str = "image"
@@ -53,11 +53,11 @@ class Columns:
 
 
 def find(source: Collection, path: str, columns: Columns, class_names: str | None = None) -> list[Record]:
-    """All records of a collection; where several have one key, all but the first have that as their problem.
+    """All records of a collection. A record whose key an earlier record has gets the problem `duplicate key`.
 
     Raises:
-        FileNotFoundError: there is nothing there.
-        ValueError: it is no such collection.
+        FileNotFoundError: the path does not exist.
+        ValueError: the path holds no such collection.
     """
     if not Path(path).exists() and not (source == "img2dataset" and tars(path)):
         raise FileNotFoundError(f"{path} is missing")
@@ -72,7 +72,7 @@ def find(source: Collection, path: str, columns: Columns, class_names: str | Non
         records.append(replace(record, problem="duplicate key") if again else record)
         seen.add(record.key)
     if not records:
-        raise ValueError(f"{path} holds nothing of a source {source}; is it another one, or its subfolder?")
+        raise ValueError(f"{path} holds no records of source {source}; name another source, or the right subfolder")
     return records
 
 
@@ -82,14 +82,14 @@ def imagenet(path: str, class_names: str | None = None) -> Iterator[Record]:
     Args:
         path: folder of class folders or class tars, or one tar of class tars.
         class_names: file with lines `n01440764 tench, Tinca tinca`, for folders that are not named for what they show;
-            none: WordNet's own for ImageNet's, else the folder's name without underscores.
+            none: WordNet's names for ImageNet's folders, and otherwise the folder's name without underscores.
 
     Raises:
         ValueError: a class has no name.
     """
     names = _class_names(class_names)
     for label, file, place in _pictures(Path(path)):
-        # UNSTATED: which of a synset's names; the first, as WordNet lists them.
+        # UNSTATED: the paper does not say which of a synset's names it takes; we take the first that WordNet lists.
         name = names.get(label) or ("" if WNID.fullmatch(label) else label.replace("_", " "))
         if not name and place:
             raise ValueError(f"class {label} of {path} has no name; give one for every class as class_names")
@@ -100,11 +100,11 @@ def imagenet(path: str, class_names: str | None = None) -> Iterator[Record]:
 def img2dataset(path: str, columns: Columns = Columns()) -> Iterator[Record]:
     """Pictures with captions beside them under the same name, in tars or folders.
 
-    A tar that breaks off gives the samples before that, and one record that says so.
+    A truncated tar gives the samples before its end, and one record with the problem `broken tar`.
 
     Args:
         path: folder of tars or of folders, one tar, or a pattern of tars, `cc12m/000*.tar`.
-        columns: fields of KEY.json.
+        columns: names of the fields of KEY.json.
     """
     inside = tars(path)
     named = [(f"{tar.stem}/", members(tar)) for tar in inside] or [("", files(Path(path)))]
@@ -124,11 +124,11 @@ def img2dataset(path: str, columns: Columns = Columns()) -> Iterator[Record]:
 
 
 def table(path: str, columns: Columns = Columns()) -> Iterator[Record]:
-    """Rows of a caption and a picture.
+    """The rows of tables, each with a caption and a picture.
 
     Args:
-        path: a .csv, .tsv, .jsonl or .parquet file, or a folder of them, read in the order of their names.
-        columns: what they are called.
+        path: a .csv, .tsv, .jsonl or .parquet file, or a folder of them, which are read sorted by name.
+        columns: names of the columns.
 
     Raises:
         ValueError: a table cannot be read or lacks a column, or its images are still to be downloaded.
@@ -159,22 +159,22 @@ def scenes(
     Record i depends on the seed, the size, `held` and i alone, so any process can draw any part of the set.
 
     Args:
-        count: how many.
-        seed: another seed, another set; 0 to 2^31.
+        count: number of records.
+        seed: decides the set, 0 to 2^31.
         width: image width in pixels, 32 to 256.
         height: image height in pixels, 32 to 256.
-        held: only scenes with looks that training never shows, instead of none of them.
-        start: the first record's number.
+        held: draw only scenes with looks that training never shows; False draws none of these.
+        start: number of the first record.
     """
     for i in range(start, start + count):
-        # A corpus seed of its own for each record, since a corpus can only be drawn from its beginning. The shift keeps
-        # these seeds apart from the small ones that others give to the corpus.
+        # Each record has a corpus seed of its own, since a corpus can only be drawn from its beginning. The shift makes
+        # these seeds other ones than the small seeds that are used elsewhere.
         (example,) = examples(((seed + 1) << 32) + i, 1, width, height, held)
         yield Record(f"{i:08d}", example.image, example.short.text, example.dense.text)
 
 
 def _pictures(root: Path) -> Iterator[tuple[str, str, Place | None]]:
-    """Class, name and place of every picture below a folder or in a tar; no place where a tar breaks off."""
+    """Class, name and place of every picture below a folder or in a tar; at a broken tar's end, place is None."""
     if root.is_file():
         for name, place in members(root):
             if place is None:
@@ -193,9 +193,11 @@ def _pictures(root: Path) -> Iterator[tuple[str, str, Place | None]]:
 
 
 def _class_names(path: str | None) -> dict[str, str]:
-    """Class to the first of its names."""
+    """The first name of each class."""
     if path is None:
-        packages = getattr(find_spec("timm"), "submodule_search_locations", None) or [""]  # without importing torch
+        packages = getattr(find_spec("timm"), "submodule_search_locations", None) or [
+            ""
+        ]  # finds timm without importing torch
         lemmas = Path(packages[0], "data/_info/imagenet_synset_to_lemma.txt")
         text = lemmas.read_text(encoding="utf-8") if lemmas.is_file() else ""
     else:
@@ -205,9 +207,9 @@ def _class_names(path: str | None) -> dict[str, str]:
 
 
 def _check_columns(file: Path, row: dict[str, Any], columns: Columns) -> None:
-    """Refuse a table that lacks a column, or has only links to images."""
+    """Refuse a table that lacks a column, or that has links instead of images."""
     for column in (columns.image, columns.caption, columns.dense, columns.key):
         if column is not None and column not in row:
-            raise ValueError(f"{file} has no column {column!r} but {', '.join(row)}; name them as columns")
+            raise ValueError(f"{file} has no column {column!r}; set columns to some of {', '.join(row)}")
     if str(row[columns.image]).startswith(("http://", "https://")):
         raise ValueError(f"{file} has links in column {columns.image!r}; download them with img2dataset first")

@@ -1,4 +1,4 @@
-"""Says what a set of shards holds: samples by bucket, lengths of captions, and a picture of the resolutions.
+"""Says what a set of shards holds: samples by bucket, lengths of captions, and histograms of the resolutions.
 
 lidit prep stats shards/train --png resolutions.png
 """
@@ -14,7 +14,7 @@ import numpy as np
 from lidit.data.index import ShardIndex
 
 SHARES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-LISTED = 30  # buckets; the others are summed up
+LISTED = 30  # buckets that get a row; the others share one
 
 
 def stats(shards: str | list[str], png: str = "resolutions.png") -> None:
@@ -23,8 +23,8 @@ def stats(shards: str | list[str], png: str = "resolutions.png") -> None:
     Only the indices are read.
 
     Args:
-        shards: as for `ShardData`.
-        png: file to write.
+        shards: the shards, named in the ways that `ShardData` reads.
+        png: image file to write.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -40,7 +40,7 @@ def stats(shards: str | list[str], png: str = "resolutions.png") -> None:
 
 
 def _buckets(index: ShardIndex) -> Iterator[str]:
-    """A row for each image shape, the most frequent first; training makes a batch of one of them."""
+    """A row for each image shape, the most frequent first; a training batch has images of one shape."""
     counts = buckets(index.column("width"), index.column("height"))
     yield f"{'bucket':>12}{'aspect':>8}{'samples':>12}{'share':>8}"
     for (width, height), count in list(counts.items())[:LISTED]:
@@ -53,8 +53,8 @@ def buckets(width: np.ndarray, height: np.ndarray) -> dict[tuple[int, int], int]
     """How many images there are of each (width, height), the most frequent first.
 
     Args:
-        width: of each image, in pixels.
-        height: the same.
+        width: width of each image, in pixels.
+        height: height of each image, in pixels.
     """
     shapes, counts = np.unique(width.astype(np.int64) << 32 | height, return_counts=True)  # quicker than pairs
     order = np.argsort(-counts, kind="stable")
@@ -62,25 +62,25 @@ def buckets(width: np.ndarray, height: np.ndarray) -> dict[tuple[int, int], int]
 
 
 def _lengths(index: ShardIndex) -> Iterator[str]:
-    """A row for each kind of caption: characters at several shares of the samples that have one."""
+    """A row for each kind of caption: quantiles of its length, in characters, over the samples that have one."""
     yield f"{'characters':>12}{'captions':>12}" + "".join(f"{f'{share:.0%}':>8}" for share in SHARES)
     for kind in ("caption", "dense"):
         chars = index.column(f"{kind}_chars")
         chars = chars[chars > 0]
-        # lengths that occur, not means of two
+        # this method gives lengths that occur, not means of two lengths
         found = np.quantile(chars, SHARES, method="inverted_cdf") if len(chars) else []
         yield f"{kind:>12}{len(chars):>12}" + "".join(f"{int(length):>8}" for length in found)
 
 
 def draw(width: np.ndarray, height: np.ndarray, png: Path) -> None:
-    """Histograms of the resolution, as the side of a square with as many pixels, and of the aspect.
+    """Draw histograms of the resolution, as the side of a square with as many pixels, and of the aspect.
 
     Args:
-        width: of each image, in pixels.
-        height: the same.
-        png: file to write.
+        width: width of each image, in pixels.
+        height: height of each image, in pixels.
+        png: image file to write.
     """
-    from matplotlib.figure import Figure  # without pyplot a figure draws by Agg, which needs no display
+    from matplotlib.figure import Figure  # without pyplot, a figure is drawn by Agg, which needs no display
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     side, aspect = figure.subplots(1, 2)

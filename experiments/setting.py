@@ -31,7 +31,7 @@ SETTING = {
         "config": "experiments/configs/ablation.yaml",
         "sample": PROMPTS
         | {
-            # UNSTATED: sampler, steps and guidance of the paper's scores
+            # UNSTATED: the paper does not say with what sampler, steps and guidance it drew the pictures it scored
             "all": "--size 256x256 --steps 50 --guidance 5",
             "positional-bias": PROMPTS["t2i-compbench"],
         },
@@ -58,7 +58,7 @@ LLMS: dict[str, dict[str, dict[str, Any]]] = {  # by their names here: at each s
         "paper": {"name": "Qwen/Qwen1.5-7B", **BASE},
     },
     "qwen": {"mini": {"name": "bundled:llava_qwen"}, "paper": {"name": "llava-hf/llava-interleave-qwen-7b-hf"}},
-    # UNSTATED: which T5 Table 3 uses; the one that the paper's first finding names
+    # UNSTATED: the paper does not say which T5 Table 3 uses; we take the one that its first finding names
     "t5": {"mini": {"name": "bundled:t5"}, "paper": {"name": "google/t5-v1_1-xl"}},
     "t5_xxl": {"paper": {"name": "google/t5-v1_1-xxl"}},
     "llama_1": {"paper": {"name": "huggyllama/llama-7b", **BASE}},

@@ -5,8 +5,9 @@
 Cost: mini, 2 runs a seed of hours each on two CPU cores; paper, LI-DiT-1B and 10B as Table 7 trains them.
 
 Ours deviates: the other models' numbers are the paper's; they are not run again. The miniature's 1B and 10B are
-backbones of 1.2 and 6.4 million parameters, trained from nothing. UNSTATED: at which size the paper scores; LI-DiT-1B
-draws at 256 px and LI-DiT-10B at 512 px, as they are trained, without the last stage at 1024 px.
+backbones of 1.2 and 6.4 million parameters, trained from nothing. UNSTATED: the paper does not
+say at which size it scores; LI-DiT-1B draws at 256 px and LI-DiT-10B at 512 px, as they are trained, without the last
+stage at 1024 px.
 """
 
 from typing import Any

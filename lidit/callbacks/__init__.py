@@ -1,1 +1,1 @@
-"""What happens around the training step: EMA, samples, scores, throughput, guard, checkpoints, preemption, record."""
+"""What runs around the training step: EMA, samples, scores, throughput, guard, checkpoints, preemption, record."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written under another name, then published by renaming."""
+"""Saves checkpoints so that none is ever half written: under a temporary name, which is then renamed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lidit.whole import partial, remove
 
 
 class Checkpoints(Checkpoint):
-    """Save everything a run needs to go on, every n optimizer steps and at the end; keep the last ones.
+    """Save everything that a run needs to resume, every n optimizer steps and at the end; remove old checkpoints.
 
-    In the folder, `step-00001000.ckpt` is a file, or with sharded weights a folder, and `latest` links to the newest.
-    Whatever ends the process, each is whole. If writing fails, what was there before stays, and every rank ends.
+    A checkpoint `step-00001000.ckpt` is a file, or with sharded weights a folder, and `latest` links to the newest.
+    Every checkpoint is whole, however the process ends. If writing fails, earlier ones stay, and every rank ends.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
-        keep: so many of the newest stay; at least 1.
-        folder: where; by default `checkpoints` in the run's folder, or else in the log's.
+        keep: number of the newest checkpoints that stay; at least 1.
+        folder: folder of the checkpoints; by default `checkpoints` in the run's folder, or without one in the log's.
 
     Raises:
         ValueError: a number is below 1.
@@ -35,10 +35,10 @@ class Checkpoints(Checkpoint):
             if value < 1:
                 raise ValueError(f"{what} of Checkpoints is {value}; it must be at least 1")
         self.every_n_steps, self.keep, self.folder = every_n_steps, keep, folder
-        self._saved = -1  # step
+        self._saved = -1  # step of the last checkpoint
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the folder, and remove what an earlier start left unfinished."""
+        """Find the folder, and remove the unfinished files of an earlier start."""
         self.folder = trainer.strategy.broadcast(
             self.folder or str(Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS)
         )
@@ -47,7 +47,7 @@ class Checkpoints(Checkpoint):
                 remove(left)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = trainer.global_step  # a run that goes on has this one
+        self._saved = trainer.global_step  # a resumed run has this checkpoint
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """Save after every n-th optimizer step."""
@@ -58,10 +58,10 @@ class Checkpoints(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
-        """Save this step, unless it is saved, and return where; all ranks call it, between two steps.
+        """Save this step unless it is saved already, and return the path. All ranks call it, between two steps.
 
         Raises:
-            OSError: it could not be written, on this rank or another.
+            OSError: this rank or another could not write the checkpoint.
         """
         step = trainer.global_step
         path = Path(self.folder) / checkpoint_name(step)
@@ -84,21 +84,21 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _write(trainer: Trainer, path: Path) -> str:
-        """Write, and return what went wrong, since the other ranks must hear of it."""
+        """Write a checkpoint, and return the error, if any, since the other ranks must hear of it."""
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):
                 trainer.strategy.save_checkpoint(checkpoint, path)
-            elif trainer.is_global_zero:  # not Lightning's way, a copy in memory and one in the temporary folder
+            elif trainer.is_global_zero:  # Lightning makes a copy in memory and one in the temporary folder
                 torch.save(checkpoint, path)
         except (OSError, RuntimeError, CheckpointException) as error:  # PyTorch's writer raises a RuntimeError
             return " ".join(str(error).split())[-500:]
         return ""
 
     def _publish(self, temporary: Path, path: Path) -> None:
-        """Give it its name, point `latest` to it, and remove the oldest."""
-        if path.exists():  # of an earlier start that did not go on from here
+        """Give a checkpoint its name, point `latest` to it, and remove the oldest checkpoints."""
+        if path.exists():  # an earlier start saved this step, but this one did not resume from it
             remove(path)
         os.replace(temporary, path)
         link = partial(path.with_name(LATEST))

@@ -1,4 +1,4 @@
-"""Samples of the miniature world, judged while training: the one callback that knows the world it is in."""
+"""Samples of the miniature world, judged during training: the only callback that knows the miniature world."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lidit.scenes import benchmarks
 
 
 class JudgedSamples(Samples):
-    """`Samples` of a benchmark's prompts, and the judge's score of those same images as `judge/TASK` in every log.
+    """`Samples` of a benchmark's prompts, and the judge's score of these images as `judge/TASK` in every log.
 
-    With few prompts a score is coarse: 16 per task move in steps of 0.06. The benchmark itself is for results.
+    With few prompts a score is coarse: 16 per task give steps of 0.06. For results, run the benchmark itself.
 
     Args:
-        benchmark: of `lidit/scenes/benchmarks.py`.
-        count_per_task: prompts per task; a grid shows them task by task.
-        prompt_seed: of the prompts; `seed` is the noise's.
-        folder: as of `Samples`; its own, so that it can stand beside one.
-        settings: as of `FixedPrompts`.
+        benchmark: name of a benchmark in `lidit/scenes/benchmarks.py`.
+        count_per_task: number of prompts per task; a grid shows them task by task.
+        prompt_seed: decides the prompts; `seed` decides the noise.
+        folder: folder in the log directory, by default another one than that of `Samples`.
+        settings: other arguments of `FixedPrompts`.
 
     Raises:
-        ValueError: as `FixedPrompts`.
+        ValueError: `FixedPrompts` refuses a setting.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A run that is told to stop (time limit, preemption, `kill`) saves after the step it is in, and goes on later."""
+"""Lets a run that is asked to stop (time limit, preemption, `kill`) save after its step, to be resumed later."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lidit.callbacks.checkpoints import Checkpoints
 from lidit.jobs import signals, slurm
 from lidit.jobs.state import REQUEUED, STOPPED, STOPPED_CODE, UNQUEUED
 
-WARNING = "SIGUSR1"  # `lidit launch slurm` asks Slurm for it before the time limit
+WARNING = "SIGUSR1"  # `lidit launch slurm` asks Slurm for this signal before the time limit
 
 log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
-    """The run has saved and leaves, with an exit code that is not 0: Slurm takes 0 for the end and never requeues.
+    """The run has saved and exits, with a code that is not 0, since Slurm never requeues a job that ends with 0.
 
     Args:
-        code: of the process.
-        state: of the run from now on.
+        code: exit code of the process.
+        state: the run's state from now on.
     """
 
     def __init__(self, code: int, state: str):
@@ -32,16 +32,16 @@ class Preempted(SystemExit):
         self.state = state
 
 
-class Preemption(Checkpoint):  # Lightning calls such callbacks last: what a step changes has then been changed
-    """At each step boundary the ranks agree whether one of them was signalled; if so, they save and leave together.
+class Preemption(Checkpoint):  # Lightning calls Checkpoint callbacks last, after everything else in a step
+    """At each step boundary the ranks agree whether one of them got a signal; if so, they save and exit together.
 
-    Under Slurm, SIGUSR1 lets rank 0 requeue the job; after SIGTERM alone Slurm ends it, and requeues it if it was
-    preempted. Saving is left to the run's `Checkpoints`, which does nothing if the step has been saved already. A
-    signal during validation is seen after the next step.
+    Under Slurm, rank 0 requeues the job on SIGUSR1. On SIGTERM alone Slurm itself ends the job, and requeues it if it
+    was preempted. The run's `Checkpoints` saves, and does nothing if the step is saved already. A signal during
+    validation is acted on after the next step.
 
     Args:
-        every_n_steps: optimizer steps between two questions; each is a tiny all-reduce.
-        linger: seconds to wait for Slurm's SIGKILL after SIGTERM; longer than the cluster's grace time.
+        every_n_steps: optimizer steps between two agreements; each is a tiny all-reduce.
+        linger: seconds to wait for Slurm's SIGKILL after SIGTERM; more than the cluster's grace time.
 
     Raises:
         ValueError: a number is too small.
@@ -54,22 +54,22 @@ class Preemption(Checkpoint):  # Lightning calls such callbacks last: what a ste
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that there is something to save with, and that signals are only remembered.
+        """Check that the run saves checkpoints, and make signals be remembered only.
 
         Raises:
-            ValueError: there are no `Checkpoints`.
+            ValueError: the run has no `Checkpoints`.
         """
         if not any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):
             raise ValueError("Preemption saves with lidit.callbacks.checkpoints.Checkpoints: add it to the callbacks")
 
-        # Lightning's handler of SIGTERM broadcasts, in the middle of whatever the ranks are doing: ours stays instead
+        # Lightning's handler of SIGTERM broadcasts at once, whatever the ranks are doing; ours stays in its place
         trainer._signal_connector.register_signal_handlers = signals.keep
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        """Ask after each optimizer step; not in the middle of an accumulated gradient, nor after the last step."""
+        """Agree after an optimizer step, but not during an accumulated gradient, nor after the last step."""
         step = trainer.global_step
         if step == self._step or step % self.every_n_steps or step == trainer.max_steps:
             return
@@ -82,24 +82,24 @@ class Preemption(Checkpoint):  # Lightning calls such callbacks last: what a ste
         path = checkpoints.save(trainer)
         warned = trainer.strategy.reduce_boolean_decision(WARNING in signals.received(), all=False)
         state = end_job(path, warned) if trainer.is_global_zero else ""
-        state = trainer.strategy.broadcast(state)  # nobody leaves before: Slurm would end the job, not yet requeued
-        # Lightning's own launcher kills what it started, and itself, where a child ends with another code than 0
+        state = trainer.strategy.broadcast(state)  # no rank exits before: Slurm would end the job
+        # if a child ends with another code than 0, Lightning's own launcher kills all that it started, and itself
         own = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
         raise Preempted(0 if own and not trainer.is_global_zero else STOPPED_CODE, state)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Where Slurm ends the job itself, wait for that: who leaves earlier has failed, and is not requeued."""
+        """If Slurm ends the job itself, wait for that: if a rank exits earlier, the job counts as failed."""
         if isinstance(exception, Preempted) and exception.state == STOPPED and slurm.job_id():
             time.sleep(self.linger)
 
 
 def end_job(path: Path, warned: bool) -> str:
-    """On rank 0: requeue the Slurm job, if this is one and it is not ended by others; say how the run goes on.
+    """On rank 0, requeue the Slurm job unless Slurm itself ends it, and log how the run goes on.
 
     Args:
-        path: of what was saved.
-        warned: Slurm's warning came, before the time limit or preemption. Without it Slurm itself ends the job: it is
-            preempted, and Slurm requeues it; or cancelled, and must not come back.
+        path: path of the checkpoint.
+        warned: Slurm sent its warning, before the time limit or preemption. Without a warning Slurm itself ends the
+            job: it was preempted, and Slurm requeues it, or it was cancelled, and must not start again.
 
     Returns:
         The run's state.

@@ -1,4 +1,4 @@
-"""What a run was made with and how long it took, beside its checkpoints: the facts a table's results are kept with."""
+"""Writes with what a run was trained and how long it took: the facts that a table stores with its results."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PACKAGES = ("torch", "lightning", "transformers", "diffusers")
 
 
 class Provenance(Callback):
-    """Write `record.json` into the folder of `--run`: commit, versions, machine, steps, time, trained weights.
+    """Write `record.json` to the folder of `--run`: commit, versions, machine, steps, time, trained weights.
 
-    Seconds are wall time from the first batch to the last, start-up left out; those of several starts are added up.
+    Seconds are wall time from the first batch to the last, without start-up; the seconds of several starts are added.
 
     Args:
-        every_n_steps: optimizer steps between two writings, so that a run that is stopped loses little.
+        every_n_steps: optimizer steps between two writes, so that a run that is stopped loses little.
 
     Raises:
-        ValueError: the number is below 1.
+        ValueError: every_n_steps is below 1.
     """
 
     def __init__(self, every_n_steps: int = 100):
@@ -37,7 +37,7 @@ class Provenance(Callback):
         self.every_n_steps, self._before, self._start = every_n_steps, 0.0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add to what earlier starts took, if this one goes on from them."""
+        """Begin with the seconds of earlier starts, if this start resumes from them."""
         path = Path(trainer.default_root_dir) / RECORD
         earlier = json.loads(path.read_text()) if trainer.global_step and path.is_file() else {}
         self._before, self._start = earlier.get("seconds", 0.0), monotonic()
@@ -50,7 +50,7 @@ class Provenance(Callback):
         self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
-        """The file, whole or not at all."""
+        """Write the file, whole or not at all."""
         if not trainer.is_global_zero:
             return
         facts = {
@@ -67,14 +67,14 @@ class Provenance(Callback):
 
 
 def machine(ranks: int) -> str:
-    """The class of machine: how many ranks, on which accelerator or how many cores."""
+    """The kind of machine: the number of ranks, and the accelerator or the number of cores."""
     if torch.cuda.is_available():
         return f"{ranks} x {torch.cuda.get_device_name()}"
     return f"{ranks} x CPU, {platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def commit() -> str | None:
-    """The source's commit, where it lies in a git repository; `-dirty` after it: changed and not committed."""
+    """The commit of lidit's source, with `-dirty` if files were changed; None outside a git repository."""
     describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
     command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:

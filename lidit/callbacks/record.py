@@ -1,4 +1,4 @@
-"""The run's state, for `lidit runs`: written by each rank when it starts and fails, and by rank 0 every few seconds."""
+"""Writes a run's state for `lidit runs`: each rank when it starts or fails, and rank 0 every few seconds."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch.distributed import DistError
 from lidit.callbacks.preemption import Preempted
 from lidit.jobs import slurm, state
 
-LOST = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe")  # how backends speak of a lost rank
+LOST = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe")  # in errors about a lost rank
 
 
 class Record(Callback):
     """Write `state/rank-N.json` in the run's folder.
 
     Args:
-        folder: the run's.
-        every_seconds: between two writes while it trains.
+        folder: the run's folder.
+        every_seconds: seconds between two writes during training.
     """
 
     def __init__(self, folder: str, every_seconds: float = 5.0):
         self.folder, self.every_seconds = Path(folder), every_seconds
         self._now: state.State | None = None
-        self._loss: Any = None  # a tensor; read only when it is written, since that waits for the device
+        self._loss: Any = None  # a tensor, read only for a write, since reading waits for the device
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say that this rank is there."""
+        """Write that this rank has started."""
         self._write(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,7 +37,7 @@ class Record(Callback):
             self._write(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
-        """Say how far it is, now and then."""
+        """Write the step from time to time."""
         self._loss = outputs["loss"]
         if trainer.is_global_zero and time.time() - self._now.updated >= self.every_seconds:
             self._write(trainer)
@@ -46,7 +46,7 @@ class Record(Callback):
         self._write(trainer, state=state.FINISHED)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say why this rank ends."""
+        """Write why this rank ends."""
         if isinstance(exception, Preempted):
             self._write(trainer, state=exception.state)
         elif isinstance(exception, KeyboardInterrupt):
@@ -57,20 +57,20 @@ class Record(Callback):
     def _write(self, trainer: Trainer, **changes: object) -> None:
         if self._now is None:
             self._now = state.State(trainer.global_rank, state.start_name(), job=slurm.job_id())
-        loss = None if self._loss is None or "echo" in changes else float(self._loss)  # a broken device gives none
+        loss = None if self._loss is None or "echo" in changes else float(self._loss)  # a broken device cannot give it
         loss = self._now.loss if loss is None else loss
         self._now = self._now.now(step=trainer.global_step, max_steps=trainer.max_steps, loss=loss, **changes)
         state.write(self.folder, self._now)
 
 
 def in_a_line(exception: BaseException) -> str:
-    """An exception in a line; after the first, PyTorch's have a stack of C++."""
+    """An exception in one line: its first line, since PyTorch's errors go on with a stack of C++."""
     lines = str(exception).strip().splitlines()
     return f"{type(exception).__name__}: {lines[0].strip() if lines else 'without a message'}"
 
 
 def lost_another(exception: BaseException) -> bool:
-    """Whether a rank failed because another one did."""
+    """Whether a rank failed because another rank did."""
     said = str(exception).lower()
     if "eaddrinuse" in said:  # this rank could not even listen for the others
         return False

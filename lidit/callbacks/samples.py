@@ -1,4 +1,4 @@
-"""Images of fixed prompts from fixed noise during training: the same pictures, getting better."""
+"""Draws images of fixed prompts from fixed noise during training: the same pictures, getting better."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from lidit.samplers import sampler_for
 
 
 class FixedPrompts(Callback, ABC):
-    """Draws the same prompts from the same noise again and again; what becomes of the images is for its subclasses.
+    """Draws the same prompts from the same noise every n steps; a subclass decides what to do with the images.
 
-    Drawn with averaged weights where there is an `EMA`. Training goes on as if nothing had been drawn: its weights, its
-    modes and its random state are as before. The first drawing loads the LLMs and the VAE, also where training reads
-    everything from a cache.
+    The weights are the averaged ones if there is an `EMA`. Training goes on as if nothing had been drawn: its weights,
+    modes and random state are as before. The first drawing loads the LLMs and the VAE, even if training reads all from
+    a cache.
 
     Args:
-        prompts: what to draw.
+        prompts: prompts to draw.
         every_n_steps: optimizer steps between drawings.
-        seed: of the first prompt's noise; the next prompt has the next seed.
+        seed: seed of the first prompt's noise; the next prompt has the next seed.
         size: WIDTHxHEIGHT of an image in pixels.
-        steps: of the sampler.
-        guidance: classifier-free guidance scale; 1 is none.
+        steps: number of steps of the sampler.
+        guidance: classifier-free guidance scale; 1 is no guidance.
         sampler: euler or heun for rectified flow, ddim for noise prediction; by default the first that fits.
-        batch_size: images drawn at once.
+        batch_size: number of images drawn at one time.
 
     Raises:
-        ValueError: no prompts, a number below 1, or a size that is not WIDTHxHEIGHT.
+        ValueError: there are no prompts, a number is below 1, or a size is not WIDTHxHEIGHT.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class FixedPrompts(Callback, ABC):
         self._drawn = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
-        """Refuse what the model cannot draw now, not at the first drawing.
+        """Refuse settings that the model cannot draw with, before training instead of at the first drawing.
 
         Raises:
-            ValueError: the size is not divisible by what the VAE and the patches need, or the sampler does not fit.
+            ValueError: the size does not divide into the VAE's latents and patches, or the sampler does not fit.
         """
         self._sharded = any(isinstance(p, DTensor) for p in pl_module.parameters())
         self._sharded |= any(llm.distribute is not None for llm in pl_module.llms)
@@ -86,13 +86,13 @@ class FixedPrompts(Callback, ABC):
             self._once_a_step(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: TextToImage) -> None:
-        """Draw what training ends with."""
+        """Draw with the last weights."""
         self._once_a_step(trainer, pl_module)
 
     def draw(
         self, trainer: Trainer, pl_module: TextToImage, which: Sequence[int] | None = None
     ) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """The images, one per prompt or of `which` prompts, as `lidit sample` draws them from a checkpoint now."""
+        """One image for each prompt, or for `which` prompts, as `lidit sample` draws from a checkpoint saved now."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         which = range(len(self.prompts)) if which is None else which
         training = pl_module.training
@@ -105,11 +105,11 @@ class FixedPrompts(Callback, ABC):
 
     @abstractmethod
     def use(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:
-        """Draw, and do with the images what the callback is for; random numbers used here are not missed."""
+        """Draw, and use the images; the random numbers drawn here do not change those of training."""
 
     def _once_a_step(self, trainer: Trainer, pl_module: TextToImage) -> None:
         step = trainer.global_step
-        if step in (0, self._drawn):  # nothing trained yet; or drawn already: with accumulated gradients, at the end
+        if step in (0, self._drawn):  # nothing is trained yet, or this step is drawn already
             return
         self._drawn = step
         with isolate_rng():  # loading and scoring may draw random numbers
@@ -119,14 +119,14 @@ class FixedPrompts(Callback, ABC):
 class Samples(FixedPrompts):
     """Draw a grid every n steps and at the end, to `FOLDER/step-000500.png` in the log directory and to TensorBoard.
 
-    Rank zero draws while the others run on to the next exchange of gradients and wait there, no longer than the process
-    group's time-out (`timeout` of the strategy, 30 minutes); there is no barrier. Sharded weights meet in every forward
-    pass, so then all ranks draw, and rank zero writes.
+    Rank 0 draws while the other ranks go on to the next exchange of gradients and wait there, for at most the process
+    group's time-out (`timeout` of the strategy, 30 minutes); there is no barrier. Sharded weights are gathered in every
+    forward pass, so then all ranks draw, and rank 0 writes.
 
     Args:
-        prompts: in the grid's reading order; they stand in the PNG's metadata too.
-        folder: in the log directory, and the image's name in TensorBoard.
-        settings: as of `FixedPrompts`.
+        prompts: prompts to draw, in the grid's reading order; the PNG's metadata holds them, too.
+        folder: folder in the log directory, and the image's name in TensorBoard.
+        settings: other arguments of `FixedPrompts`.
     """
 
     def __init__(self, prompts: list[str], folder: str = "samples", **settings):
@@ -135,11 +135,11 @@ class Samples(FixedPrompts):
         self._root = Path()
 
     def setup(self, trainer: Trainer, pl_module: TextToImage, stage: str) -> None:
-        """Find the place to write; every rank asks, since the trainer agrees on it among them."""
+        """Find the log directory; every rank must ask, since the trainer makes the ranks agree on it."""
         self._root = Path(trainer.log_dir or trainer.default_root_dir)
 
     def scores(self, images: list[UInt8[np.ndarray, "h w 3"]]) -> dict[str, float]:
-        """What to log about the images; nothing here."""
+        """Scores of the images for the log; none here, for subclasses."""
         return {}
 
     def use(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:

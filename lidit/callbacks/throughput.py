@@ -1,4 +1,4 @@
-"""How fast training runs: images and operations per second, and the share of time spent waiting for data."""
+"""Logs how fast training runs: images and operations per second, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.unet import UNet
 from lidit.module import TextToImage
 
-FORWARD_AND_BACKWARD = 3  # operations of both over those of the forward pass
+FORWARD_AND_BACKWARD = 3  # operations of both passes over those of the forward pass
 
 
 class Throughput(Callback):
-    """Log every n steps, averaged over the steps since the last time.
+    """Log the speed every n steps, averaged over the steps since the last log.
 
     - `throughput/images_per_second`: over all ranks;
-    - `throughput/seconds_per_step`: an optimizer step, waiting for data included;
+    - `throughput/seconds_per_step`: time of an optimizer step, including the wait for data;
     - `throughput/tflops_per_rank`: 10^12 operations a second of prompt encoder and backbone, forward and backward,
-      counted from sizes (`models/flops.py`); frozen LLMs and VAE and recomputed activations do not count. Only of
+      counted from sizes (`models/flops.py`), without the frozen LLMs, the VAE and recomputed activations. Only for
       PromptEncoder with LIDiT;
-    - `throughput/data_wait`: share of time between two batches, 0 to 1: nearly all of it is waiting for the next one.
+    - `throughput/data_wait`: share of the time between two batches, 0 to 1, nearly all spent waiting for the next one.
 
-    What is not training is left out: the first steps, and every step in whose time the model was used in evaluation
-    mode (validation, samples) or a checkpoint was written.
+    Left out are the first steps, and every step during which the model was used in evaluation mode (validation,
+    samples) or a checkpoint was written.
 
     Args:
         every_n_steps: optimizer steps between two lines in the log.
-        warmup_batches: batches after the start of a run that do not count.
+        warmup_batches: number of batches after the start of a run that do not count.
 
     Raises:
         ValueError: a number is too small.
@@ -47,10 +47,10 @@ class Throughput(Callback):
         self.every_n_steps, self.warmup_batches = every_n_steps, warmup_batches
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._ended = self._started = 0.0
-        self._left_out = 0  # batches that will not count from here
-        self._images = self._flops = 0  # of the batch being trained on
+        self._left_out = 0  # number of the next batches that do not count
+        self._images = self._flops = 0  # of the batch that is being trained on
         self._logged = 0  # global step
-        self._counted = True  # operations
+        self._counted = True  # whether operations are counted
         self._clear()
 
     def _clear(self) -> None:
@@ -59,7 +59,7 @@ class Throughput(Callback):
         self.seconds = self.waited = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
-        """Watch the sizes that go through the model."""
+        """Watch the sizes of the model's inputs."""
         self._left_out, self._logged = self.warmup_batches, trainer.global_step
         model = (pl_module.prompt_encoder, pl_module.backbone)
         self._counted = isinstance(model[0], PromptEncoder) and isinstance(model[1], LIDiT)
@@ -75,7 +75,7 @@ class Throughput(Callback):
         self._unhook()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: TextToImage, checkpoint: dict) -> None:
-        """Do not count the time of writing."""
+        """Leave out the time in which a checkpoint is written."""
         self._left_out = max(1, self._left_out)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: TextToImage, *args: object) -> None:
@@ -83,7 +83,7 @@ class Throughput(Callback):
         self._images = self._flops = 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: TextToImage, *args: object) -> None:
-        """Count the time since the last batch ended, unless something else happened in it."""
+        """Count the time since the last batch ended, unless it is to be left out."""
         now = perf_counter()
         if self._left_out:
             self._left_out -= 1
@@ -124,7 +124,7 @@ class Throughput(Callback):
         self._flops += FORWARD_AND_BACKWARD * len(inputs[1]) * prompt_encoder_flops(encoder, tokens, kept)
 
     def _see_image(self, backbone: LIDiT | AdaptedUNet | UNet, inputs: tuple[Tensor, Tensor, Text]) -> None:
-        """Count images and the backbone's operations; out of training, spoil the time this falls into."""
+        """Count images and the backbone's operations; in evaluation mode, leave out the current batch."""
         if not backbone.training:
             self._left_out = max(1, self._left_out)
         x, _, text = inputs

@@ -4,13 +4,13 @@ A cache folder holds `identity.json` (which shards, VAE, LLMs and dtype it was m
 `empty.safetensors`. In a shard's file, for samples in the order of its index:
 
     latent/HxW                     (m c h w)   the m samples of that image height and width
-    llmI/KIND/tokens               (sum of l, e)   features at their true length, of captions KIND (caption, dense)
+    llmI/KIND/tokens               (sum of l, e)   features without padding, of the captions of a KIND: caption, dense
     llmI/KIND/offsets              (n + 1)   where each sample's tokens start
     llmI/KIND/start                (n)   prompt_start of each sample
 
 `empty.safetensors` holds `llmI/tokens` (l e) and `llmI/start` () of the empty caption. A cache that was made with
 another model, layer, template, length, dtype or set of shards is refused with the reason, never used. Several folders
-are read as one cache: latents once, and each LLM's features once, in whatever combination a recipe names them.
+are read as one cache: the latents may lie in one folder, and the features of each LLM in another.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ Features = tuple[Tensor, Tensor, Tensor]  # tokens (b l e), mask (b l), prompt_s
 
 
 def listed(folders: Folders | None) -> list[str]:
-    """Names of folders, however they were given."""
+    """The folders as a list, whether none, one or several were given."""
     return [folders] if isinstance(folders, str) else folders or []
 
 
 def has_features(folders: Folders | None) -> bool:
-    """Whether a cache has features of LLMs; what else is wrong with it is said when it is opened."""
+    """Whether a cache holds LLM features. Other faults of a cache are reported when it is opened."""
     return any(identity["llms"] for identity in _identities(folders))
 
 
 def has_latents(folders: Folders | None) -> bool:
-    """Whether a cache has latents; as `has_features`."""
+    """Whether a cache holds latents. Other faults of a cache are reported when it is opened."""
     return any(identity["vae"] for identity in _identities(folders))
 
 
@@ -56,34 +56,34 @@ def _identities(folders: Folders | None) -> list[dict]:
 
 
 class Cache:
-    """What was computed once for the samples of an index.
+    """Latents and LLM features that were computed once for the samples of an index.
 
     Args:
-        folders: written by `lidit prep precompute`, one or several.
-        index: the samples they must have been made for.
+        folders: one or several folders that `lidit prep precompute` wrote.
+        index: the samples that the folders must have been made for.
 
     Raises:
         FileNotFoundError: a folder or one of its shards is missing.
-        ValueError: one was made for other shards, or a file cannot be read.
+        ValueError: a folder was made for other shards, or a file cannot be read.
     """
 
     def __init__(self, folders: Folders, index: ShardIndex) -> None:
         self._folders = [_Folder(folder, index) for folder in listed(folders)]
         self._vae = next((folder for folder in self._folders if folder.identity["vae"] is not None), None)
-        self._llms = self._held()  # which are read, in this order
+        self._llms = self._held()  # the features that are read, in this order
 
     def _held(self) -> list[tuple[_Folder, int]]:
         return [(folder, i) for folder in self._folders for i in range(len(folder.identity["llms"]))]
 
     def expect(self, vae: dict | None, llms: list[dict] | None) -> None:
-        """Refuse a cache made by other models; of a cache that holds more LLMs than are asked for, read those.
+        """Refuse a cache that other models made. From here on only the features of the LLMs in use are read.
 
         Args:
-            vae: identity of the VAE that is used now; None: not checked.
-            llms: identities of the LLMs that are used now, in their order; None: not checked.
+            vae: identity of the VAE in use; None: latents are not checked.
+            llms: identities of the LLMs in use, in their order; None: features are not checked.
 
         Raises:
-            ValueError: naming the fields that differ and the command that makes the cache again.
+            ValueError: the cache is stale; the message names the fields that differ and how to make the cache again.
         """
         if vae is not None and self._vae is not None:
             self._vae.check({"vae": _as_stored(vae)}, "vae")
@@ -91,7 +91,7 @@ class Cache:
             self._llms = [self._find(i, _as_stored(llm)) for i, llm in enumerate(llms)]
 
     def _find(self, position: int, llm: dict) -> tuple[_Folder, int]:
-        """Which folder holds the LLM in use, and as which of its own."""
+        """The folder that holds the features of the LLM in use, and the number of the LLM in that folder."""
 
         def differ(held: tuple[_Folder, int]) -> list[str]:
             return differences(held[0].identity["llms"][held[1]], llm)
@@ -103,7 +103,7 @@ class Cache:
 
     @property
     def has_latents(self) -> bool:
-        """Whether it holds latents."""
+        """Whether the cache holds latents."""
         return self._vae is not None
 
     def latents(self, samples: np.ndarray) -> Float[Tensor, "b c h w"]:
@@ -111,7 +111,7 @@ class Cache:
         return self._vae.latents(samples)
 
     def features(self, samples: np.ndarray, dense: bool, blank: np.ndarray) -> list[Features] | None:
-        """Per LLM, features of the samples' captions, padded on the right; those of the empty caption where `blank`."""
+        """Per LLM, its features of each caption, or of the empty one where `blank`, padded on the right."""
         return [folder.features(llm, samples, dense, blank) for folder, llm in self._llms] or None
 
 
@@ -121,14 +121,14 @@ class _Folder:
     def __init__(self, folder: str, index: ShardIndex) -> None:
         self.folder, self._index = Path(folder), index
         if not (self.folder / IDENTITY).is_file():
-            raise FileNotFoundError(f"{folder} is no cache (it has no {IDENTITY}); {self._remake(index)}")
+            raise FileNotFoundError(f"{folder} is not a cache (it has no {IDENTITY}); {self._remake(index)}")
         self.identity = json.loads((self.folder / IDENTITY).read_text())
         self.check({"shards": index.digest}, "shards")
         self._shards: dict[int, dict[str, Tensor]] = {}
         for shard in range(len(index.paths)):
             if not (path := shard_file(self.folder, shard)).is_file():
                 raise FileNotFoundError(
-                    f"cached shard {path} is missing; {self._remake(index)} (finished shards are kept)"
+                    f"cached shard {path} is missing; {self._remake(index)} (it skips finished shards)"
                 )
         self._row = _rows_within_shape(index)
 
@@ -139,7 +139,7 @@ class _Folder:
         return torch.stack([self._shard(self._index.place(s)[0])[name][self._row[s]] for s in samples.tolist()]).float()
 
     def features(self, llm: int, samples: np.ndarray, dense: bool, blank: np.ndarray) -> Features:
-        """An LLM's features of the samples' captions, padded on the right; those of the empty one where `blank`."""
+        """The features of one LLM for each caption, or for the empty one where `blank`, padded on the right."""
         empty = self._file(self.folder / "empty.safetensors", -1)
         rows = [
             (empty[f"llm{llm}/tokens"], int(empty[f"llm{llm}/start"]))
@@ -166,7 +166,7 @@ class _Folder:
         return self._file(shard_file(self.folder, shard), shard)
 
     def _file(self, path: Path, slot: int) -> dict[str, Tensor]:
-        """A file's tensors; safetensors maps the file, so only what is read takes memory."""
+        """A file's tensors. safetensors maps the file, so only the tensors that are read take memory."""
         if slot not in self._shards:
             try:
                 self._shards[slot] = load_file(path)
@@ -177,7 +177,7 @@ class _Folder:
         return self._shards[slot]
 
     def check(self, asked: dict, what: str) -> None:
-        """Refuse a folder whose identity differs in what is asked."""
+        """Refuse a folder whose identity differs in one of the fields of `asked`."""
         if differ := differences(self.identity, asked):
             raise self.stale(what, differ)
 
@@ -190,7 +190,7 @@ class _Folder:
         return f"run: lidit prep precompute --shards {(index or self._index).source} --out {self.folder}"
 
     def __getstate__(self) -> dict:
-        """Mapped files stay behind when a worker process gets a copy."""
+        """A worker process gets a copy without the mapped files, and maps them itself."""
         return self.__dict__ | {"_shards": {}}
 
 
@@ -200,12 +200,12 @@ def _as_stored(identity: dict) -> dict:
 
 
 def shard_file(folder: Path, shard: int) -> Path:
-    """Where the cache of a shard lies: by its position in the list, since two folders may use the same names."""
+    """The cache file of a shard, named by the shard's position, since two folders may use the same names."""
     return folder / f"{shard:05d}.safetensors"
 
 
 def _rows_within_shape(index: ShardIndex) -> np.ndarray:
-    """Each sample's row in its shard's latents of its shape."""
+    """Each sample's row among the latents of its shape in the file of its shard."""
     group = np.stack([index.column("height"), index.column("width"), index.shard], axis=1)
     _, inverse = np.unique(group, axis=0, return_inverse=True)
     order = np.argsort(inverse, kind="stable")

@@ -1,4 +1,4 @@
-"""Shards to batches under Lightning: equal shapes, every rank its slice, resumable to the batch."""
+"""Batches from shards for Lightning: one shape in a batch, a slice for each rank, resumable to the batch."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ class ShardData(LightningDataModule):
 
     Training is one endless epoch for Lightning: set `trainer.max_steps` and give intervals in steps.
 
-    A shard or sample that cannot be read under way is skipped, named in the log and counted (`lidit/data/samples.py`);
-    what is wrong with the indices stops the run before it begins, since without them the order is not known.
+    A shard or sample that cannot be read during training is skipped, named in the log and counted
+    (`lidit/data/samples.py`). A fault of an index stops the run before it begins, since the order follows from the
+    indices.
 
     Args:
         train: folder of tars, a tar, a pattern like `shards/{00000..00009}.tar`, or a list of these; each local or a
             URL (http, https, s3, gs). A list of `{shards, weight}` mixes sets by their weights.
-        val: the same for validation, shown in a fixed order; none: no validation.
-        test: the same for `lidit test`.
+        val: the validation shards, named in the same ways and shown in a fixed order; none: no validation.
+        test: the shards of `lidit test`, named in the same ways.
         batch_size: samples in a global batch, over all ranks.
         num_workers: processes per rank that read ahead; 0 reads in the training process.
-        seed: of order, kinds of caption and dropped captions.
+        seed: decides the order, the kinds of caption and which captions are dropped.
         dense_probability: share of synthetic captions, 0 to 1; the others are the original ones.
         caption_dropout: share of captions replaced by the empty one in training (classifier-free guidance), 0 to 1.
-        cache: folder of `lidit prep precompute` for the training shards: latents, LLM features or both; or a list of
-            such folders, each with a part of it.
-        val_cache: the same for the validation shards.
-        test_cache: the same for the test shards.
+        max_caption_chars: leave out training samples whose original caption is longer; none: no limit.
+        cache: folder that `lidit prep precompute` made of the training shards, with latents, LLM features or both; or a
+            list of such folders, each with a part of these.
+        val_cache: the cache of the validation shards.
+        test_cache: the cache of the test shards.
         allow_commands: run the commands of `pipe:` entries; only for lists you trust.
         replacement: draw training samples with replacement; an epoch then misses about a third of them.
-        shuffle_window: shards whose samples are mixed at one time; none: all. Remote shards that do not fit into
-            `shard_cache` together need one.
-        shard_cache: folder on a local disk for copies of remote shards, and for the columns of all indices as one,
-            which large sets start faster from.
-        shard_cache_gb: what the copies may take, in 10^9 bytes.
+        shuffle_window: number of shards whose samples are mixed at one time; none: all. Remote shards that do not fit
+            into `shard_cache` together need a window.
+        shard_cache: folder on a local disk for copies of remote shards, and for the merged indices of all shards, with
+            which a large set starts faster.
+        shard_cache_gb: largest size of the copies, in 10^9 bytes.
         max_skipped: share of a rank's samples that may be unreadable, 0 to 1; more stops the run.
     """
 
@@ -95,7 +97,7 @@ class ShardData(LightningDataModule):
 
         Raises:
             FileNotFoundError: a shard or a cache is missing.
-            ValueError: a shard cannot be read, a cache was made for other shards, or there is nothing to test on.
+            ValueError: a shard cannot be read, a cache was made for other shards, or there are no test shards.
         """
         if self.train_samples is None and stage in (None, "fit"):
             self.train_samples = self._open(names_in(self.train), self.cache)
@@ -110,21 +112,21 @@ class ShardData(LightningDataModule):
         """Refuse caches that other models made; call it once both modules are set up.
 
         Args:
-            vae: `FrozenVAE.identity` of the VAE in use; None: not checked.
-            llms: `FrozenLLM.identity` of each LLM in use, in order; None: not checked.
+            vae: `FrozenVAE.identity` of the VAE in use; None: latents are not checked.
+            llms: `FrozenLLM.identity` of each LLM in use, in order; None: features are not checked.
 
         Raises:
-            ValueError: naming the fields that differ and the command that makes the cache again.
+            ValueError: a cache is stale; the message names the fields that differ and how to make it again.
         """
         for samples in (self.train_samples, self.val_samples, self.test_samples):
             if samples is not None and samples.cache is not None:
                 samples.cache.expect(vae, llms)
 
     def train_dataloader(self) -> DataLoader:
-        """Endless batches from where the checkpoint stood.
+        """Endless batches, beginning where the checkpoint stopped.
 
         Raises:
-            ValueError: the checkpoint's order is another one, the ranks do not divide the batch, or too few samples.
+            ValueError: the checkpoint has another order, the ranks do not divide the batch, or no shape fills a batch.
         """
         index = self.train_samples.index
         order = StreamOrder(
@@ -143,18 +145,18 @@ class ShardData(LightningDataModule):
         return self._loader(self.train_samples, Plans(order, *self._rank(), self._position))
 
     def val_dataloader(self) -> DataLoader | list:
-        """One pass over the validation shards in a fixed order, no caption dropped."""
+        """One pass over the validation shards in a fixed order, with no caption dropped."""
         return [] if self.val_samples is None else self._one_pass(self.val_samples)
 
     def test_dataloader(self) -> DataLoader:
-        """One pass over the test shards in a fixed order, no caption dropped."""
+        """One pass over the test shards in a fixed order, with no caption dropped."""
         return self._one_pass(self.test_samples)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Pixels in [-1, 1], on the device: until here an image has one byte a value. Counts what was skipped.
+        """Scale pixels to [-1, 1] on the device (until here a value is one byte), and count the skipped samples.
 
         Raises:
-            ValueError: it is too much.
+            ValueError: more samples were skipped than `max_skipped` allows.
         """
         if not isinstance(batch, Batch):
             return batch
@@ -162,28 +164,28 @@ class ShardData(LightningDataModule):
         return batch.signed()
 
     def teardown(self, stage: str) -> None:
-        """Say what was skipped."""
+        """Log how many samples were skipped."""
         if self.skipped:
             log.warning("%s", self._tally)
 
     @property
     def skipped(self) -> int:
-        """Samples that this rank could not read since its start."""
+        """How many samples this rank could not read since it started."""
         return self._tally.skipped
 
     def state_dict(self) -> dict:
-        """The position, in global batches, and the settings that give it a meaning."""
+        """The position in the order, in global batches, and the settings that decide the order."""
         return {"batches": self._position(), "order": self._order_settings()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Keep a checkpoint's position for the next training loader."""
+        """Remember a checkpoint's position for the next training loader."""
         self._resumed = state_dict
 
     def _position(self) -> int:
         """Batches trained on so far.
 
-        Counted by the trainer: a loader that counts what it yielded is one batch ahead, since Lightning prefetches. Of
-        the trainer's counters `processed` leaves out a batch that an exception interrupted, so it is shown again.
+        The trainer counts them: a loader that counted its own batches would be one ahead, since Lightning prefetches.
+        The counter `processed` leaves out a batch that an exception interrupted, so that batch is shown again.
         """
         if self.trainer is None:
             return self._resumed["batches"] if self._resumed else 0
@@ -191,7 +193,7 @@ class ShardData(LightningDataModule):
 
     def _order_settings(self) -> dict:
         names = ("batch_size", "seed", "dense_probability", "max_caption_chars", "shuffle_window")
-        settings = {name: getattr(self, name) for name in names}  # new ones are none by default, as in old checkpoints
+        settings = {name: getattr(self, name) for name in names}  # new settings: None by default, as in old checkpoints
         settings |= {"replacement": self.replacement or None, "weights": None}
         if self.train_samples is None:
             return settings
@@ -203,7 +205,7 @@ class ShardData(LightningDataModule):
         }
 
     def _sets(self) -> tuple[list[int], list[float] | None]:
-        """Where the training sets begin and the last ends, and their weights; a single set without weights."""
+        """First sample of each training set, one past the last sample, and the sets' weights, if they have any."""
         index = self.train_samples.index
         if not is_weighted(self.train):
             return [0, len(index)], None
@@ -211,11 +213,11 @@ class ShardData(LightningDataModule):
         return index.entries[ends].tolist(), [one.weight for one in self.train]
 
     def _check_resumed(self) -> None:
-        """Refuse a checkpoint whose position means nothing in this order."""
+        """Refuse a checkpoint whose position belongs to another order."""
         now, then = self._order_settings(), self._resumed["order"] if self._resumed else {}
         if then and (differ := [f"{k} was {then.get(k)!r} and is {v!r}" for k, v in now.items() if then.get(k) != v]):
             raise ValueError(
-                f"the checkpoint stands in another order of the data ({'; '.join(differ)}); "
+                f"the checkpoint was saved with another order of the data ({'; '.join(differ)}); "
                 "resume with the old settings, or start a new run from its weights"
             )
 
@@ -237,7 +239,7 @@ class ShardData(LightningDataModule):
             raise ValueError("the training data is endless: set trainer.val_check_interval to a number of batches")
 
     def _rank(self) -> tuple[int, int]:
-        """This process's number and how many share a global batch (those of a tensor-parallel group read the same)."""
+        """This rank's number, and how many ranks share a global batch. A tensor-parallel group is one rank here."""
         if self.trainer is None or self.trainer.distributed_sampler_kwargs is None:
             return 0, 1
         kwargs = self.trainer.distributed_sampler_kwargs
@@ -275,14 +277,14 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def report(order: StreamOrder, index: ShardIndex, start: int) -> None:
-    """Say what an epoch is, since buckets make that hard to guess."""
+    """Log how many batches an epoch has and which samples it leaves out, since buckets make that hard to guess."""
     sizes = ", ".join(f"{count} of {w}x{h}" for (h, w), count in order.counts.items())
     times = ", ".join(f"{times:.3g}" for times in order.mix.times)
-    mixed = "" if order.mix.plain else f"; the samples of each set come {times} times an epoch on average"
+    mixed = "" if order.mix.plain else f"; an epoch shows a sample of each set {times} times on average"
     rank_zero_info(
         f"Training data: {len(index)} samples in {len(index.paths)} shards ({sizes}); an epoch is "
-        f"{order.steps_per_epoch} batches of {order.batch_size} and leaves out {order.left_out} samples that fill no "
-        f"batch{mixed}; starting at batch {start}."
+        f"{order.steps_per_epoch} batches of {order.batch_size} and leaves out {order.left_out} samples that do not "
+        f"fill a batch{mixed}; starting at batch {start}."
     )
     for (height, width), samples in order.never_shown.items():
         rank_zero_warn(f"The {samples} images of {width}x{height} are never shown: they do not fill one batch.")

@@ -1,4 +1,4 @@
-"""Tar shards as one indexed set: where each sample's bytes lie, read with one system call each.
+"""The samples of many tar shards in one index, each read with one system call.
 
 `lidit/data/tars.py` documents what a shard is. Imports no torch.
 """
@@ -26,8 +26,8 @@ from lidit.data.tars import COLUMNS, FIX, index_path, read_index, scan
 
 __all__ = ["COLUMNS", "MANIFEST", "ShardIndex", "differences", "expand", "index_path", "read_index", "scan"]
 
-MANIFEST = "shards.json"  # written by data_prep.shard: how a folder was made, and which tars belong to it
-UNDECODABLE = (  # what Pillow raises on bytes that are no image or half of one
+MANIFEST = "shards.json"  # data_prep.shard writes here how a folder was made, and which tars belong to it
+UNDECODABLE = (  # what Pillow raises on bytes that are not an image, or only half of one
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
@@ -39,14 +39,14 @@ class ShardIndex:
     Args:
         shards: a folder of tars, a tar, a pattern `shards/{00000..00009}.tar`, or a list of these; local or a URL.
         allow_commands: run `pipe:COMMAND` entries and read a tar from their output; otherwise they are refused.
-        copies: where remote shards are copied to, and where the columns of all shards are kept as one, so that
+        copies: the local folder for copies of remote shards. It also stores the merged columns of all shards, so that
             the next start need not read every index, and the processes of a machine share them.
-        strict: refuse a local tar that is missing or truncated, instead of skipping what cannot be read of it.
+        strict: refuse a local tar that is missing or truncated, instead of skipping its unreadable samples.
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: a shard is truncated or is no such tar, or the list has a command or an unknown kind of URL.
-        OSError: a remote index cannot be fetched. Without it the order is not known, so nothing is skipped here.
+        ValueError: a shard is truncated or no uncompressed tar, or the list has a command or an unknown kind of URL.
+        OSError: a remote index cannot be fetched. The order follows from the indices, so none can be skipped.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class ShardIndex:
         self._reader = Reader(self.paths, self._columns["bytes"].tolist(), copies)
 
     def __len__(self) -> int:
-        """Samples in all shards."""
+        """How many samples the shards hold together."""
         return int(self.starts[-1])
 
     def column(self, name: str) -> np.ndarray:
-        """One of `COLUMNS`, an entry per sample."""
+        """One of `COLUMNS`, with an entry for each sample."""
         return self._columns[name]
 
     @cached_property
     def shard(self) -> np.ndarray:
-        """Each sample's shard."""
+        """The number of each sample's shard, int32 (samples)."""
         return np.repeat(np.arange(len(self.paths), dtype=np.int32), np.diff(self.starts))
 
     def place(self, sample: int) -> tuple[int, int]:
-        """A sample's shard and its position in it."""
+        """The number of a sample's shard, and its position in the shard."""
         shard = int(self.starts.searchsorted(sample, "right")) - 1
         return shard, int(sample - self.starts[shard])
 
@@ -96,11 +96,11 @@ class ShardIndex:
         return self._columns["key"][sample].decode(errors="replace")
 
     def image(self, sample: int, whole: bool = True) -> np.ndarray:
-        """A sample's pixels, uint8 (H W 3), not to be written to.
+        """A sample's pixels, uint8 (H W 3), read-only.
 
         Args:
-            sample: its number.
-            whole: of a remote shard, fetch all rather than this sample alone.
+            sample: number of the sample.
+            whole: fetch a remote shard whole; False fetches this sample alone.
 
         Raises:
             Unreadable: the shard cannot be read, or the image cannot be decoded.
@@ -110,7 +110,7 @@ class ShardIndex:
             with Image.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         except UNDECODABLE as error:
-            reason = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))  # which differs each time
+            reason = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))  # the address differs in each run
             raise Unreadable(f"{self._name(sample)}: the image cannot be decoded ({reason}); {FIX}") from error
         expected = (int(self._columns["height"][sample]), int(self._columns["width"][sample]))
         if pixels.shape[:2] != expected:
@@ -120,14 +120,14 @@ class ShardIndex:
         return pixels
 
     def text(self, sample: int, whole: bool = True) -> dict[str, str]:
-        """A sample's JSON: `caption`, and `dense` where it has one.
+        """A sample's JSON: `caption`, and `dense` where the sample has a synthetic caption.
 
         Args:
-            sample: its number.
-            whole: of a remote shard, fetch all rather than this sample alone.
+            sample: number of the sample.
+            whole: fetch a remote shard whole; False fetches this sample alone.
 
         Raises:
-            Unreadable: the shard cannot be read, or it is no JSON.
+            Unreadable: the shard cannot be read, or the bytes are not such a JSON.
         """
         data = self._bytes(sample, "text", whole)
         try:
@@ -140,13 +140,13 @@ class ShardIndex:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the shards' names, keys and sizes, for caches made from them; their folder may move."""
+        """A hash of the shards' names, keys and sizes, by which a cache knows its shards even in another folder."""
         known = self._columns.get("digest")
         return digest(self.paths, self._columns) if known is None else known.item().decode()
 
     @property
     def remote_bytes(self) -> np.ndarray:
-        """Bytes of the remote shards, the largest first."""
+        """Sizes of the remote shards in bytes, the largest first."""
         return np.sort(self._columns["bytes"][[isinstance(path, Url) for path in self.paths]])[::-1]
 
     def _bytes(self, sample: int, what: str, whole: bool) -> bytes:
@@ -165,17 +165,17 @@ class ShardIndex:
         return columns | {"digest": np.array([digest(self.paths, columns).encode()])}
 
     def __getstate__(self) -> dict:
-        """A worker process maps the columns anew where they are kept in files."""
+        """A worker process gets a copy without the columns where they lie in files, and maps these itself."""
         return self.__dict__ | {"_fetched": None} | ({"_columns": None} if self._merged else {})
 
     def __setstate__(self, state: dict) -> None:
-        """As `__getstate__` left it."""
+        """Restore what `__getstate__` gave, and map the columns."""
         self.__dict__.update(state)
         if self._merged:
             self._columns = map_columns(self._merged)
 
     def _locate(self, name: str, allow_commands: bool) -> list[Path | Url]:
-        """The tars that one entry of the list stands for."""
+        """The tars that one entry of the list names."""
         if _is_command(name):
             if not allow_commands:
                 raise ValueError(f"{name!r} would run a command; set allow_commands to true if you trust it")
@@ -192,7 +192,7 @@ class ShardIndex:
 
 
 def expand(pattern: str) -> list[str]:
-    """`a{08..10}.tar` as a08.tar, a09.tar, a10.tar; several ranges multiply."""
+    """The names in a pattern: `a{08..10}.tar` is a08.tar, a09.tar and a10.tar; several ranges are combined."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not match:
         return [pattern]
@@ -202,7 +202,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def differences(there: dict, asked: dict) -> list[str]:
-    """Fields of `asked` that differ from `there`, as text, nested ones by their path."""
+    """The fields of `asked` whose value in `there` is another, as text; a nested field is named by its path."""
     found = []
     for name, value in asked.items():
         other = there.get(name)
@@ -212,12 +212,12 @@ def differences(there: dict, asked: dict) -> list[str]:
             keys = value.keys() | other.keys()
             found += [f"{name}.{d}" for d in differences(other, {k: value.get(k) for k in sorted(keys)})]
         elif other != value:
-            found.append(f"{name} is {other!r} there and {value!r} here")
+            found.append(f"{name} was {other!r} and is {value!r} now")
     return found
 
 
 def _folder(folder: Path) -> list[Path]:
-    """A folder's tars: those its manifest lists, else all."""
+    """A folder's tars: those that its manifest lists, or all where there is no manifest."""
     manifest = folder / MANIFEST
     tars = sorted(folder.glob("*.tar"))
     if manifest.is_file():
@@ -232,7 +232,7 @@ def _is_command(name: str) -> bool:
 
 
 def _fetch(command: str, target: Path) -> Path:
-    """Run a command the user allowed and keep the tar it prints."""
+    """Run a command that the user allowed, and store the tar that it prints."""
     with target.open("wb") as file:
         code = subprocess.run(command, shell=True, stdout=file, check=False).returncode
     if code:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAW = 3  # keeps these random numbers apart from those that order an epoch
+DRAW = 3  # part of the seed: other random numbers than those that order an epoch
 
 Shards = str | list[str]
 
@@ -17,8 +17,8 @@ class Weighted:
     """A set of shards that is mixed with others.
 
     Args:
-        shards: as for `ShardData`.
-        weight: the set's share of the samples shown, against the other sets' weights; above 0.
+        shards: the set's shards, named in the ways that `ShardData` reads.
+        weight: the set's share of the samples shown, relative to the other sets' weights; above 0.
     """
 
     shards: Shards
@@ -28,20 +28,21 @@ class Weighted:
 class Mix:
     """Which samples of a group (an image shape) an epoch shows, and how often.
 
-    An epoch shows as many samples as all sets have together, of each set as many as its weight says: of a set that is
-    to come 2.5 times an epoch, the first epoch shows the samples two or three times each and the second likewise, so
-    that after two it was five times. Each pass over a set shuffles it anew, and the next begins only when it is
-    through: without replacement, no sample comes twice more than another of its set and group. How many samples a
-    group takes is the same in every epoch, so any position is found without going through those before it.
+    An epoch shows as many samples as all sets have together, and each set's share of them follows from its weight. If a
+    set's samples are to be shown 2.5 times an epoch, the first and the second epoch show each of them two or three
+    times, and both together five times. Each pass over a set shuffles it anew, and the next pass begins only when this
+    one has ended: without replacement, two samples of one set and group are shown equally often, or once more or less.
+    A group shows the same number of samples in every epoch, so any position is found without going through those
+    before it.
 
     Args:
-        starts: first sample of each set and, last, one past the last sample.
-        weights: of the sets; none: every sample once an epoch.
-        replacement: draw each sample independently of what came before; an epoch then misses about a third.
-        seed: of the draws.
+        starts: first sample of each set, and one past the last sample.
+        weights: a weight for each set; none: every sample is shown once an epoch.
+        replacement: draw each sample independently of the earlier ones; an epoch then misses about a third.
+        seed: decides the draws.
 
     Raises:
-        ValueError: the weights do not fit the sets, or one is not above 0.
+        ValueError: there is not one weight for each set, or a weight is not above 0.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class Mix:
 
     @property
     def plain(self) -> bool:
-        """Whether an epoch simply shows every sample once."""
+        """Whether an epoch shows every sample exactly once."""
         return self._weights is None and not self._replacement
 
     def fit(self, groups: Sequence[np.ndarray]) -> None:
-        """Set how often each set comes, now that it is known how many samples each has in all groups.
+        """Set how often an epoch shows each set, from the number of samples that each set has in all groups.
 
         Raises:
             ValueError: a set with a weight has no samples.
@@ -73,7 +74,7 @@ class Mix:
             return
         counts = np.sum([[len(part) for part in self._parts(group)] for group in groups], axis=0, initial=0)
         if not np.all(counts):
-            raise ValueError(f"set {int(np.argmin(counts))} of those with weights has no samples that may be shown")
+            raise ValueError(f"set {int(np.argmin(counts))} of those with weights has no samples that can be shown")
         weights = np.array(self._weights)
         self.times = weights / weights.sum() * counts.sum() / counts
 
@@ -82,7 +83,7 @@ class Mix:
         return sum(self._count(part, i) for i, part in enumerate(self._parts(group)))
 
     def take(self, group: np.ndarray, number: int, epoch: int) -> np.ndarray:
-        """The samples of group `number` (rising rows of the index) that an epoch shows; some may come several times."""
+        """The samples of group `number` (ascending rows of the index) that an epoch shows; some may be repeated."""
         if self.plain:
             return group
         parts = [self._draw(part, [number, i], epoch) for i, part in enumerate(self._parts(group))]
@@ -103,17 +104,17 @@ class Mix:
         return round(self.times[which] * len(part))
 
     def _parts(self, group: np.ndarray) -> list[np.ndarray]:
-        """A group's samples by set."""
+        """A group's samples, split by set."""
         return np.split(group, np.searchsorted(group, self._starts[1:-1]))
 
 
 def is_weighted(train: Shards | list[Weighted]) -> bool:
-    """Whether sets are mixed by weights."""
+    """Whether the training sets are mixed by weights."""
     return isinstance(train, list) and any(isinstance(one, Weighted) for one in train)
 
 
 def names_in(train: Shards | list[Weighted]) -> list[str]:
-    """What is named, one after the other."""
+    """The names of all shards, set after set."""
     if isinstance(train, str):
         return [train]
     return [name for one in train for name in (names_in(one.shards) if isinstance(one, Weighted) else [one])]

@@ -1,4 +1,4 @@
-"""Trying again what may have failed for a moment: reading from a network, or from a file system over one."""
+"""Repeats a read that may have failed for a moment only: from a network, or from a network file system."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import TypeVar
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt, half as long or half again at random
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt, times a random number from 0.5 to 1.5
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # trying again does not help
-OTHERS = {  # what libraries raise that is no OSError; they are looked up where they have been imported
+OTHERS = {  # errors of libraries that are not OSErrors; looked up where the library has been imported
     "aiohttp": ("ClientError",),
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
 }
-_chance = random.SystemRandom()  # draws nothing from the generator that a run has seeded
+_chance = random.SystemRandom()  # leaves the generator that a run has seeded as it is
 
 
 def patiently(attempt: Callable[[], T], what: str) -> T:
-    """What an attempt gives, at the latest the last of several.
+    """The result of the first attempt that succeeds.
 
     Args:
-        attempt: done once more after each of `PAUSES`, so that a failing server is not overrun.
-        what: is read, for the log.
+        attempt: called, and called again after each of `PAUSES`, so that a failing server is not overrun.
+        what: what is read, named in the log.
 
     Raises:
-        OSError: what the last attempt raised, or the first that trying again cannot mend (missing, forbidden).
+        OSError: every attempt failed, or one failed for a reason that stays (the file is missing or forbidden).
     """
     for pause in (*PAUSES, None):
         try:
@@ -46,13 +46,13 @@ def patiently(attempt: Callable[[], T], what: str) -> T:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """The errors of reading, of every library in use."""
+    """The errors that reading may raise, of every library in use."""
     found = [getattr(sys.modules[m], n, None) for m, names in OTHERS.items() if m in sys.modules for n in names]
     return (OSError, *(error for error in found if error is not None))
 
 
 def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None) or 0  # of a web server; 408 and 429 ask to come back later
+    status = getattr(error, "status", None) or 0  # of a web server's answer; 408 and 429 ask for another attempt later
     return isinstance(error, FINAL) or (400 <= status < 500 and status not in (408, 429))
 
 

@@ -1,4 +1,4 @@
-"""Bytes of shards, local or remote, from a few open files."""
+"""Reads bytes of local and remote shards through a limited number of open files."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from lidit.data.patience import patiently
 from lidit.data.remote import Copies, Url
 from lidit.data.tars import FIX
 
-MAX_OPEN = 128  # shards held open by one process
+MAX_OPEN = 128  # shards that one process holds open
 AGAIN = 600.0  # seconds until a shard that could not be read is tried again
 
 
 class Unreadable(ValueError):
-    """A sample cannot be read. The message names it, or its shard where that is what cannot be read."""
+    """A sample cannot be read. The message names the sample, or its shard where the whole shard cannot be read."""
 
 
 class Reader:
-    """Reads from the shards of a list by offset.
+    """Reads bytes at an offset of one of several shards.
 
     Args:
-        paths: of the shards.
-        sizes: bytes of each shard; used for remote ones alone.
-        copies: of the remote shards.
+        paths: the shards, each a local path or a URL.
+        sizes: bytes of each shard; used for remote shards only.
+        copies: the local copies of the remote shards.
     """
 
     def __init__(self, paths: list[Path | Url], sizes: list[int], copies: Copies | None) -> None:
         self._paths, self._sizes, self._copies = paths, sizes, copies
         self._files: dict[int, int] = {}
-        self._given_up: dict[int, tuple[float, str]] = {}  # until when, and why
+        self._given_up: dict[int, tuple[float, str]] = {}  # by shard: until when it is not tried again, and why
 
     def read(self, shard: int, offset: int, size: int, whole: bool = True) -> bytes:
         """Some bytes of a shard.
 
         Args:
-            shard: its number in the list.
+            shard: the shard's number in the list.
             offset: where the bytes begin.
-            size: how many they are; fewer come back from a shard that breaks off.
-            whole: of a remote shard that is not open, fetch all rather than these bytes alone.
+            size: how many bytes to read; a truncated shard gives fewer.
+            whole: fetch a remote shard whole if it is not open; False fetches these bytes alone.
 
         Raises:
-            Unreadable: also trying again did not help; the shard is given up for a while.
+            Unreadable: all attempts failed; this shard is not tried again for a while.
         """
         until, reason = self._given_up.get(shard, (0.0, ""))
         if time.monotonic() < until:
@@ -50,7 +50,7 @@ class Reader:
         try:
             return patiently(lambda: self._attempt(shard, offset, size, whole), str(self._paths[shard]))
         except OSError as error:
-            reason = f"shard {self._paths[shard]} cannot be read ({error}), its samples are skipped; {FIX}"
+            reason = f"shard {self._paths[shard]} cannot be read ({error}) and its samples are skipped; {FIX}"
             self._given_up[shard] = (time.monotonic() + AGAIN, reason)
             raise Unreadable(reason) from error
 
@@ -66,7 +66,7 @@ class Reader:
             raise
 
     def _file(self, shard: int) -> int:
-        """A shard's open file; the one opened first is closed when there are too many."""
+        """A shard's open file; if too many are open, the one opened first is closed."""
         if shard not in self._files:
             self._close_removed()
             if len(self._files) >= MAX_OPEN:
@@ -77,16 +77,16 @@ class Reader:
         return self._files[shard]
 
     def _close_removed(self) -> None:
-        """Close the copies that were removed to make room: open, they would go on taking it."""
+        """Close the copies that were removed to make room: an open file still takes its room on the disk."""
         if self._copies is not None:
             for shard in [shard for shard, file in self._files.items() if not os.fstat(file).st_nlink]:
                 os.close(self._files.pop(shard))
 
     def __getstate__(self) -> dict:
-        """Open files stay behind when a worker process gets a copy."""
+        """A worker process gets a copy without the open files, and opens them itself."""
         return self.__dict__ | {"_files": {}}
 
     def __del__(self) -> None:
-        """Close the shards."""
+        """Close the shards that are open."""
         for file in self.__dict__.get("_files", {}).values():
             os.close(file)

@@ -1,7 +1,7 @@
 """Shards on http(s), S3 and Google Cloud Storage: copied whole to a local folder of limited size, or read in part.
 
-fsspec does the reading: `http://` and `https://` work as installed, `s3://` needs the package s3fs and `gs://` gcsfs,
-and their settings (endpoints, credentials) are fsspec's own. What lies at a URL is taken never to change.
+fsspec reads them: `http://` and `https://` work as installed, `s3://` needs the package s3fs and `gs://` gcsfs. Their
+settings (endpoints, credentials) are fsspec's own. We assume that the file at a URL never changes.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ import numpy as np
 from lidit.data.patience import patiently
 from lidit.data.tars import INDEX, parse_index, scan
 
-PROTOCOLS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}  # and the package that reads it
+PROTOCOLS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}  # each with the package that reads it
 THREADS = 16  # indices fetched at once
-COPY = re.compile(r"\.?[0-9a-f]{16}-.+\.tar(\.partial)?")  # files of ours in a folder that may hold others
+COPY = re.compile(r"\.?[0-9a-f]{16}-.+\.tar(\.partial)?")  # names of our files, in a folder that may hold others
 
 
 class Url(str):
-    """Where a remote shard lies."""
+    """The URL of a remote shard."""
 
     @property
     def name(self) -> str:
-        """Its last part, as of a path."""
+        """The last part of the URL, as `Path.name` is of a path."""
         return self.rpartition("/")[2]
 
 
 class Copies:
     """Local copies of remote shards in a folder that any number of processes share.
 
-    A shard is fetched by one process while the others wait for it, under a temporary name that becomes its own once it
-    is whole. Where the folder grows beyond the limit, the shards that were opened longest ago go; for as long as
-    several are being fetched, these may exceed it. A process that reads a shard that goes can read on.
+    One process fetches a shard while the others wait for it. The file has a temporary name until it is whole. When the
+    folder grows beyond the limit, the shards that were opened longest ago are removed; while several shards are being
+    fetched, the folder may exceed the limit. A process that reads a shard can go on after the shard is removed.
 
     Args:
-        folder: on a disk of this machine; files in it that are not ours are left alone.
-        limit: bytes that the shards may take.
+        folder: folder on a disk of this machine; other files in it are left alone.
+        limit: largest size of all copies together, in bytes.
 
     Raises:
         ValueError: the limit is not above 0.
@@ -55,20 +55,20 @@ class Copies:
 
     def __init__(self, folder: str, limit: int) -> None:
         if limit <= 0:
-            raise ValueError(f"the limit of {folder} is {limit} bytes; shards need room")
+            raise ValueError(f"the limit of {folder} is {limit} bytes; set shard_cache_gb above 0")
         self.folder, self.limit = Path(folder), limit
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def open(self, url: Url, size: int) -> int:
-        """A file descriptor of the local copy, fetched if it is not there; one attempt.
+        """A file descriptor of the local copy. If there is no copy, fetch the shard, in one attempt.
 
         Args:
             url: the shard.
-            size: its bytes, as its index says.
+            size: the shard's size in bytes, as its index says.
 
         Raises:
-            OSError: it cannot be fetched, or is not of that size.
-            ValueError: the limit or the disk has no room for it.
+            OSError: the shard cannot be fetched, or has another size.
+            ValueError: the limit or the disk has no room for the shard.
         """
         path = self._path(url)
         if (file := _opened(path, size)) is not None:
@@ -82,21 +82,21 @@ class Copies:
                 raise OSError(f"{url} has {found} bytes and its index says {size}")
             file = os.open(partial, os.O_RDONLY)
             partial.replace(path)
-            self._make_room(0)  # others have fetched meanwhile; this one is locked, hence stays
+            self._make_room(0)  # others have fetched meanwhile; this shard is locked, so it is not removed
             return file
 
     def part(self, url: Url, offset: int, size: int) -> bytes:
-        """Some bytes of a shard that is not copied for them; one attempt."""
+        """Some bytes of a shard, in one attempt, without copying the shard."""
         system, path = file_system(url)
         data = system.cat_file(path, start=offset, end=offset + size)
-        return data if len(data) <= size else data[offset : offset + size]  # a server that knows no ranges sends all
+        return data if len(data) <= size else data[offset : offset + size]  # a server without ranges sends all
 
     def columns(self, url: Url) -> dict[str, np.ndarray]:
-        """A shard's columns and `tar_bytes`, from the index beside it or else from the whole shard.
+        """A shard's columns and `tar_bytes`, from the index beside it or, without one, from the whole shard.
 
         Raises:
-            OSError: it cannot be fetched.
-            ValueError: it is no index, or no shard.
+            OSError: the file cannot be fetched.
+            ValueError: the file is not an index, or not a shard.
         """
         index = Url(url.removesuffix(".tar") + INDEX)
         try:
@@ -114,11 +114,11 @@ class Copies:
             return list(pool.map(self.columns, urls))
 
     def merged(self, names: list[str], build: Callable[[], dict[str, np.ndarray]]) -> Path:
-        """A folder of arrays that all processes of this machine map, and that the next start finds there.
+        """A folder of arrays that all processes of this machine map, and that the next start finds again.
 
         Args:
-            names: what the arrays follow from; others, other arrays.
-            build: makes them where they are not there yet.
+            names: everything that the arrays depend on; other names, another folder.
+            build: makes the arrays if the folder is missing.
         """
         key = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
         folder, partial = self.folder / f"index-{key}", self.folder / f".index-{key}.partial"
@@ -132,7 +132,7 @@ class Copies:
         return folder
 
     def _fetch(self, url: Url, path: Path, size: int) -> Path:
-        """Copy a shard to a temporary name."""
+        """Copy a shard to a file with a temporary name."""
         self._make_room(size)
         partial = path.with_name(f".{path.name}.partial")
         system, remote = file_system(url)
@@ -148,7 +148,7 @@ class Copies:
         return partial
 
     def _make_room(self, size: int) -> None:
-        """Remove the shards opened longest ago until so many bytes fit."""
+        """Remove the shards opened longest ago until `size` more bytes fit."""
         if size > self.limit:
             raise ValueError(f"a shard of {size / 1e9:.3f} GB does not fit into {self.folder}; raise shard_cache_gb")
         with self._locked("room"):
@@ -158,13 +158,13 @@ class Copies:
                 if excess <= 0:
                     return
                 copy = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
-                with self._locked(_lock_of(copy), wait=False) as free:  # one that is being fetched is not
+                with self._locked(_lock_of(copy), wait=False) as free:  # a shard that is being fetched is not free
                     if free:
                         path.unlink(missing_ok=True)
                         excess -= stat.st_size
 
     def _copied(self) -> Iterator[tuple[os.stat_result, Path]]:
-        """The files that hold copies, but those that other processes rename or remove just now."""
+        """The files that hold copies, without those that other processes rename or remove meanwhile."""
         for path in self.folder.iterdir():
             if COPY.fullmatch(path.name):
                 with suppress(FileNotFoundError):
@@ -175,7 +175,7 @@ class Copies:
 
     @contextmanager
     def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Hold a lock, which also its holder's death frees; without `wait`, yields whether it was free."""
+        """Hold a lock, which is freed if its process dies. Without `wait`, yields whether the lock was free."""
         with (self.folder / f".lock-{name}").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -186,12 +186,12 @@ class Copies:
 
 
 def _lock_of(path: Path) -> str:
-    """The lock of a copy: one of 256, so that not every shard leaves a file behind."""
+    """The lock of a copy: one of 256, so that there is not a lock file for every shard."""
     return hashlib.sha256(path.name.encode()).hexdigest()[:2]
 
 
 def _opened(path: Path, size: int) -> int | None:
-    """A whole copy that is there, marked as used."""
+    """A whole copy, opened and marked as used now; None if there is no whole copy."""
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -199,12 +199,12 @@ def _opened(path: Path, size: int) -> int | None:
     if os.fstat(file).st_size == size:
         os.utime(file)
         return file
-    os.close(file)  # the machine broke down before it was all on the disk
+    os.close(file)  # the machine broke down before the whole copy was on the disk
     return None
 
 
 def map_columns(folder: Path) -> dict[str, np.ndarray]:
-    """What `Copies.merged` keeps in a folder, mapped: only what is looked at takes memory, for all processes once."""
+    """The arrays of `Copies.merged`, mapped: only what is read takes memory, once for all processes."""
     return {path.stem: np.load(path, mmap_mode="r").view(np.ndarray) for path in sorted(folder.glob("*.npy"))}
 
 
@@ -212,7 +212,7 @@ def is_remote(name: str) -> bool:
     """Whether a shard is named by a URL.
 
     Raises:
-        ValueError: a kind of URL that is not read.
+        ValueError: URLs of this kind cannot be read.
     """
     protocol, separator, _ = name.partition("://")
     if separator and protocol not in PROTOCOLS:
@@ -221,11 +221,11 @@ def is_remote(name: str) -> bool:
 
 
 def remote_folder(url: str, manifest: str) -> list[Url]:
-    """A remote folder's tars: those its manifest lists, else all that the server lists.
+    """A remote folder's tars: those that its manifest lists, or without a manifest all that the server lists.
 
     Raises:
-        FileNotFoundError: there are none.
-        OSError: it cannot be read.
+        FileNotFoundError: the folder shows no tars.
+        OSError: the folder cannot be read.
     """
     base = url.rstrip("/")
     try:
@@ -241,17 +241,17 @@ def remote_folder(url: str, manifest: str) -> list[Url]:
 
 
 def read(url: Url) -> bytes:
-    """A small file.
+    """The bytes of a small file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     system, path = file_system(url)
     return patiently(lambda: system.cat_file(path), url)
 
 
 def file_system(url: str) -> tuple:
-    """The file system that fsspec has for a URL, of this process's own, and the path in it.
+    """A file system of fsspec for a URL, which belongs to this process, and the path in it.
 
     Raises:
         ValueError: the package that reads such URLs is not installed.
@@ -263,7 +263,7 @@ def file_system(url: str) -> tuple:
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            # aiohttp's own limit is five minutes for the whole file, which large shards exceed; here silence is limited
+            # aiohttp allows five minutes for the whole file, too short for large shards; we limit each silence instead
             options = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
         return url_to_fs(url, **options)
     except ImportError as error:

@@ -1,9 +1,9 @@
-"""A plan's samples as a batch; what cannot be read of it is left out, named and counted.
+"""Makes a batch of a plan's samples; samples that cannot be read are left out, named and counted.
 
 A rank whose share of a global batch holds an unreadable sample shows a smaller batch, so its other samples weigh a
-little more in that step's gradient; the other ranks notice nothing, and every rank steps. Where nothing of a rank's
-share can be read, it shows the first readable sample of the others' shares, and says so. Where nothing of the whole
-global batch can be read, every rank finds that out for itself and stops.
+little more in that step's gradient; the other ranks notice nothing, and every rank steps. If no sample of a rank's
+share can be read, the rank shows the first readable sample of the other ranks' shares, and logs it. If no sample of the
+whole global batch can be read, every rank finds that out for itself and stops.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Batch:
 
     key: list[str]
     prompt: list[str]
-    image: Tensor | None = None  # (b 3 H W), uint8 as read, float32 in [-1, 1] in a step; None where latents are cached
+    image: Tensor | None = None  # (b 3 H W), uint8 as read, float32 in [-1, 1] in a step; None if latents are cached
     latent: Tensor | None = None  # float32 (b c h w)
     features: list[Features] | None = (
-        None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: computed online
+        None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: to be computed in the step
     )
-    skipped: list[str] = field(default_factory=list)  # why a sample of the share is not here, one line for each
+    skipped: list[str] = field(default_factory=list)  # for each sample of the share that is missing, why
 
     def signed(self) -> Batch:
-        """The same with the image as the model reads it; four times the bytes, so done on the device."""
+        """This batch with float32 pixels in [-1, 1]. They take four times the bytes, so do this on the device."""
         if self.image is None or self.image.dtype != torch.uint8:
             return self
         return replace(self, image=signed(self.image))
@@ -55,7 +55,7 @@ class _Shown(NamedTuple):
 
 
 class Samples(Dataset):
-    """Plans to batches: reads captions, and images only where no latents are cached."""
+    """Reads the batch of a plan: the captions, and the images only if no latents are cached."""
 
     def __init__(self, index: ShardIndex, cache: Cache | None = None) -> None:
         self.index, self.cache = index, cache
@@ -64,19 +64,21 @@ class Samples(Dataset):
         """The batch of a plan.
 
         Raises:
-            ValueError: nothing of the global batch can be read.
+            ValueError: no sample of the global batch can be read.
         """
         shown, pixels, skipped = self._read(plan)
         if not shown and plan.spare is not None:
             shown, pixels, _ = self._read(plan.spare, enough=1)
             lent = self.index.key(shown[0].sample) if shown else "none"
-            log.warning("batch %d: nothing of a rank's share can be read; it shows %s of another", plan.number, lent)
+            log.warning(
+                "batch %d: no sample of this rank's share can be read; of another rank's it shows %s", plan.number, lent
+            )
         if not shown:
-            raise ValueError(f"nothing of global batch {plan.number} can be read; the first reason: {skipped[0]}")
+            raise ValueError(f"no sample of global batch {plan.number} can be read; the first reason: {skipped[0]}")
         return self._batch(shown, pixels[: len(shown)], plan.dense, skipped)
 
     def _read(self, plan: Plan, enough: int | None = None) -> tuple[list[_Shown], np.ndarray, list[str]]:
-        """What can be read of a plan, at most `enough`, its pixels, and why the rest cannot."""
+        """The samples of a plan that can be read, at most `enough`; their pixels; and why others cannot be read."""
         shown, skipped, pixels = [], [], self._room(plan.samples)
         near = [True] * len(plan.samples) if plan.near is None else plan.near.tolist()
         for sample, blank, whole in zip(plan.samples.tolist(), plan.blank.tolist(), near, strict=True):
@@ -93,7 +95,7 @@ class Samples(Dataset):
         return shown, pixels, skipped
 
     def _room(self, samples: np.ndarray) -> np.ndarray:
-        """Uninitialised memory for the pixels of samples of one shape: to gather them first would cost a tenth."""
+        """Uninitialised memory for the pixels of samples of one shape: a tenth faster than to stack the images."""
         height, width = (int(self.index.column(name)[samples[0]]) for name in ("height", "width"))
         return np.empty((0 if self._latents else len(samples), height, width, 3), np.uint8)
 
@@ -115,10 +117,10 @@ class Samples(Dataset):
 
 
 class Tally:
-    """Counts what a rank skipped and names each once; too much of it stops the run.
+    """Counts the samples that a rank skipped, logs each reason once, and stops the run if there are too many.
 
     Args:
-        allowed: share of the samples, 0 to 1, that may be skipped.
+        allowed: share of the samples that may be skipped, 0 to 1.
 
     Raises:
         ValueError: the share is out of range.
@@ -128,11 +130,11 @@ class Tally:
         if not 0 <= allowed <= 1:
             raise ValueError(f"max_skipped is {allowed}; it is a share from 0 to 1")
         self.read = self.skipped = 0
-        self.reasons: dict[str, int] = {}  # and how many samples were skipped for each
+        self.reasons: dict[str, int] = {}  # each with the number of samples skipped for it
         self._allowed, self._expected = allowed, 0.0
 
     def expect(self, samples: float) -> None:
-        """Take the share of so many samples, an epoch's, until as many have been read."""
+        """Allow a share of `samples` (those of an epoch), even before so many have been read."""
         self._expected = max(self._expected, samples)
 
     def count(self, batch: Batch) -> None:
@@ -150,9 +152,9 @@ class Tally:
         if batch.skipped and self.skipped > self._allowed * max(self.read, self._expected):
             raise ValueError(
                 f"{self.skipped} samples of this rank could not be read, more than {self._allowed:.2%} of those that "
-                f"it shows; see to them (`lidit prep check` lists them) or raise data.max_skipped. {batch.skipped[-1]}"
+                f"it shows; mend them (`lidit prep check` lists them) or raise data.max_skipped. {batch.skipped[-1]}"
             )
 
     def __str__(self) -> str:
-        """For the log."""
+        """How many samples were skipped, and for how many reasons, as a line of the log."""
         return f"{self.skipped} of {self.read} samples skipped, for {len(self.reasons)} reasons"

@@ -1,8 +1,8 @@
-"""The order in which training reads the samples, and how it resumes.
+"""The order in which training reads the samples, and how training resumes in it.
 
-A WebDataset stream cannot say where it is, and exact resume is what users of the peers ask for most. Here the order is
+A WebDataset stream cannot say where it is, and users of other codebases ask most for an exact resume. Here the order is
 a function of (seed, epoch, position) over an index of the tars: a run's position is one integer, any number of ranks
-and workers shows the same global batches, and stopping anywhere resumes exactly.
+and workers shows the same global batches, and a run that stops anywhere resumes exactly.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lidit.data.index import ShardIndex
 from lidit.data.mix import Mix
 from lidit.data.window import Window
 
-LENGTH_WINDOW = 8  # batches whose samples are sorted by caption length
-PIECE = 1 << 20  # samples looked at together while they are grouped
+LENGTH_WINDOW = 8  # batches whose samples are sorted together by caption length
+PIECE = 1 << 20  # samples that are grouped at one time
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,32 @@ class Plan:
     samples: np.ndarray  # int64 (b), rows of the index
     dense: bool  # the synthetic caption rather than the original one
     blank: np.ndarray  # bool (b), captions dropped for classifier-free guidance
-    near: np.ndarray | None = None  # bool (b), samples whose shards have their turn; none: all
-    spare: Plan | None = None  # what other ranks read: one of it is shown where nothing of `samples` can be read
+    near: np.ndarray | None = None  # bool (b), samples of shards in the current window; None: all
+    spare: Plan | None = None  # what other ranks read: one of these is shown if none of `samples` can be read
 
 
 class StreamOrder:
-    """Which samples make up global batch 0, 1, 2, ...: each epoch shuffles anew and shows a sample at most once.
+    """Which samples make up global batch 0, 1, 2, ...: each epoch is shuffled anew and shows a sample at most once.
 
-    A bucket is (height, width, kind of caption), so a batch holds one image shape and captions of similar length. Of
-    the full batches of each shape a share of `dense_probability` (rounded up or down at random, right on average)
-    takes the dense captions; which samples those are is drawn anew each epoch. The number of batches an epoch is
-    thereby constant and batch 1,000,000 is found without going through those before it. What does not fill a batch is
-    left out of that epoch: fewer samples per shape than `batch_size`, others each time.
+    A bucket is (height, width, kind of caption), so a batch holds one image shape and captions of similar length. A
+    share of each shape's full batches, `dense_probability`, shows dense captions; the share is rounded up or down at
+    random, so it is right on average, and its samples are drawn anew each epoch. Every epoch thus has the same number
+    of batches, and batch 1,000,000 is found without going through those before it. Samples that do not fill a batch are
+    left out of the epoch: fewer than `batch_size` per shape, and other samples each time.
 
     Args:
         index: the samples.
         batch_size: samples in a global batch, over all ranks.
-        seed: of shuffling, kinds of caption and dropped captions.
+        seed: decides the order, the kinds of caption and which captions are dropped.
         dense_probability: share of dense captions, 0 to 1, among samples that have one.
         caption_dropout: share of captions replaced by the empty one, 0 to 1.
-        keep_last: show each bucket's incomplete last batch too (validation).
+        keep_last: also show each bucket's last batch, which may be incomplete (validation).
         max_caption_chars: leave out samples whose original caption is longer; none: no limit.
-        mix: how often each of several sets comes; none: every sample once an epoch.
-        window: shards whose samples are mixed at one time; none: all.
+        mix: how often an epoch shows each of several sets; none: every sample once.
+        window: number of shards whose samples are mixed at one time; none: all.
 
     Raises:
-        ValueError: a setting out of range, or no shape has enough samples for one batch.
+        ValueError: a setting is out of range, or no shape has enough samples for one batch.
     """
 
     def __init__(
@@ -96,21 +96,21 @@ class StreamOrder:
 
     @property
     def left_out(self) -> int:
-        """Samples an epoch does not show because they do not fill a batch."""
+        """How many samples an epoch leaves out because they do not fill a batch."""
         return 0 if self.keep_last else sum(self.counts.values()) - self.steps_per_epoch * self.batch_size
 
     @property
     def never_shown(self) -> dict[tuple[int, int], int]:
-        """Image shapes (height, width) with too few samples for one batch, and how many they have."""
+        """Image shapes (height, width) with too few samples for one batch, each with its number of samples."""
         return {s: n for s, n in self.counts.items() if n < self.batch_size and not self.keep_last}
 
     def plan(self, number: int, rank: int = 0, world: int = 1) -> Plan:
-        """One rank's slice of global batch `number`; the same samples for any number of ranks together."""
+        """One rank's slice of global batch `number`, whose samples are the same for any number of ranks."""
         epoch, step = divmod(number, self.steps_per_epoch)
         if epoch != self._epoch:
             self._draw(epoch)
         samples = self._batches[step].astype(np.int64)
-        share = len(samples) // world  # an incomplete last batch gives every rank equally many
+        share = len(samples) // world  # of an incomplete last batch, too, every rank gets equally many
         own = np.arange(rank * share, (rank + 1) * share)
         spare = self._part(number, step, np.delete(samples, own)) if world > 1 else None
         return self._part(number, step, samples[own], spare)
@@ -120,7 +120,7 @@ class StreamOrder:
         return Plan(number, samples, self._dense[step], self._blank[samples], near, spare)
 
     def _draw(self, epoch: int) -> None:
-        """Put an epoch's batches in their order; one epoch is held at a time."""
+        """Put an epoch's batches in their order, in place of those of the epoch before."""
         self._epoch, self._batches = -1, []
         buckets = self._buckets(epoch)
         order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(buckets))
@@ -132,7 +132,7 @@ class StreamOrder:
         self._epoch = epoch
 
     def _buckets(self, epoch: int) -> list[tuple[np.ndarray, bool, float]]:
-        """An epoch's batches, bucket after bucket, each with whether it takes dense captions and its time."""
+        """An epoch's batches, bucket after bucket: samples, whether captions are dense, time in the window."""
         rng = np.random.default_rng([self.seed, epoch, 0])
         if self._window is not None:
             self._window.draw(epoch)
@@ -148,7 +148,7 @@ class StreamOrder:
         return batches
 
     def _cut(self, bucket: np.ndarray, dense: bool) -> list[tuple[np.ndarray, bool, float]]:
-        """A bucket's batches."""
+        """A bucket's batches: samples, whether captions are dense, time in the window."""
         cuts = np.arange(self._batches_in(len(bucket)) + 1) * self.batch_size
         bucket, together, times = bucket[: cuts[-1]], LENGTH_WINDOW, [0.0] * (len(cuts) - 1)
         if self._window is not None and len(bucket):
@@ -159,7 +159,7 @@ class StreamOrder:
         return [(bucket[a:b], dense, t) for (a, b), t in zip(itertools.pairwise(cuts.tolist()), times, strict=True)]
 
     def _by_length(self, bucket: np.ndarray, column: str, window: int) -> np.ndarray:
-        """Sort by caption length within windows of a few batches: less padding, and batches still mix."""
+        """Sort by caption length within windows of a few batches: padding is less, and batches are still mixed."""
         lengths = self._lengths[column][bucket]
         order = [a + lengths[a : a + window].argsort(kind="stable") for a in range(0, len(bucket), window)]
         return bucket[np.concatenate(order)] if order else bucket
@@ -169,13 +169,13 @@ class StreamOrder:
 
 
 class Plans:
-    """One rank's plans as a sampler, endless.
+    """An endless sampler that gives one rank's plans.
 
     Args:
         order: which samples make up a global batch.
         rank: this rank's number.
         world: ranks that share a global batch.
-        position: asked at each start for the number of the first global batch.
+        position: gives, at each start, the number of the first global batch.
 
     Raises:
         ValueError: the ranks do not divide the global batch.
@@ -192,13 +192,13 @@ class Plans:
         self._order, self._rank, self._world, self._position = order, rank, world, position
 
     def __iter__(self) -> Iterator[Plan]:
-        """Plans in order, from the position."""
+        """Plans in order, beginning at the position."""
         numbers = itertools.count(self._position())
         return (self._order.plan(number, self._rank, self._world) for number in numbers)
 
 
 class OnePass(Plans):
-    """The plans of the first epoch, the same each time."""
+    """A sampler that gives the plans of the first epoch, the same each time."""
 
     def __iter__(self) -> Iterator[Plan]:
         """Plans in order; an incomplete batch with fewer samples than ranks is skipped by every rank."""
@@ -206,12 +206,12 @@ class OnePass(Plans):
         return (plan for plan in plans if len(plan.samples))
 
     def __len__(self) -> int:
-        """Batches every rank shows."""
+        """How many batches every rank shows."""
         return sum(1 for _ in self)
 
 
 def _by_shape(height: np.ndarray, width: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Rows of the index by (height, width), rising; in pieces, since ten million of them take their room."""
+    """Rows of the index by (height, width), ascending; made in pieces, since ten million rows need much memory."""
     pieces = [slice(first, first + PIECE) for first in range(0, len(height), PIECE)]
 
     def code(piece: slice) -> np.ndarray:
@@ -221,7 +221,7 @@ def _by_shape(height: np.ndarray, width: np.ndarray) -> dict[tuple[int, int], np
     number = np.empty(len(height), np.uint16 if len(shapes) < 2**16 else np.int64)
     for piece in pieces:
         number[piece] = shapes.searchsorted(code(piece))
-    rows = number.argsort(kind="stable").astype(np.int32)  # of 16 bits: by radix
+    rows = number.argsort(kind="stable").astype(np.int32)  # numbers of 16 bits are sorted by radix, which is fast
     groups = np.split(rows, np.bincount(number).cumsum()[:-1])
     return {(int(s >> 32), int(s & 0xFFFFFFFF)): g for s, g in zip(shapes, groups, strict=True)}
 

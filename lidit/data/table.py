@@ -11,15 +11,15 @@ import numpy as np
 from lidit.data.remote import Copies, Url
 from lidit.data.tars import COLUMNS, index_path, read_index
 
-PIECE = 100_000  # samples hashed at once
+PIECE = 100_000  # samples that are hashed at one time
 
 
 def table(paths: Sequence[Path | Url], copies: Copies | None, strict: bool) -> dict[str, np.ndarray]:
-    """`COLUMNS` of all samples, and `samples` and `bytes` of each shard (bytes: 0 where it is local).
+    """`COLUMNS` of all samples, and `samples` and `bytes` of each shard (a local shard has 0 bytes here).
 
     Args:
         paths: the shards.
-        copies: fetches the indices of remote ones.
+        copies: fetches the indices of remote shards.
         strict: refuse a local tar that is missing or truncated.
 
     Raises:
@@ -35,7 +35,7 @@ def table(paths: Sequence[Path | Url], copies: Copies | None, strict: bool) -> d
 
 
 def digest(paths: Sequence[Path | Url], columns: dict[str, np.ndarray]) -> str:
-    """A hash of the shards' names and of their samples' keys and sizes; their folder may move."""
+    """A hash of the shards' names and of their samples' keys and sizes, the same in whatever folder they lie."""
     found = hashlib.sha256("\n".join(path.name for path in paths).encode())
     for column in COLUMNS:
         for piece in _pieces(columns[column], b"\n" if column == "key" else b""):
@@ -44,7 +44,7 @@ def digest(paths: Sequence[Path | Url], columns: dict[str, np.ndarray]) -> str:
 
 
 def _pieces(values: np.ndarray, separator: bytes) -> Iterator[bytes]:
-    """The bytes of a column, a few at a time: ten million keys at once would take a gigabyte."""
+    """The bytes of a column in pieces: ten million keys at one time would take a gigabyte."""
     for first in range(0, len(values), PIECE):
         piece = values[first : first + PIECE]
         yield separator.join(piece.tolist()) if separator else piece.astype("<i8").tobytes()
@@ -53,7 +53,7 @@ def _pieces(values: np.ndarray, separator: bytes) -> Iterator[bytes]:
 
 
 def stamps(paths: Sequence[Path | Url]) -> list[str]:
-    """What changes when a local shard does; what lies at a URL is taken never to change."""
+    """For each shard, a text that changes when a local shard does; we assume that a URL's file never changes."""
     return [str(path) if isinstance(path, Url) else f"{path.resolve()} {_stamp(path)}" for path in paths]
 
 

@@ -3,7 +3,7 @@
 A shard is an uncompressed WebDataset tar of `KEY.png` (or jpg, jpeg, webp) and `KEY.json` with
 `{"caption", "dense", "width", "height"}`; `dense`, the synthetic caption, may be missing. Beside `00000.tar` may lie
 `00000.index.npz` with the columns of `COLUMNS` and `tar_bytes`; without it the tar's headers are scanned. Fields are
-decoded one by one (numpy without pickle, JSON, image bytes): opening a stranger's shard runs no code of theirs.
+decoded one by one (numpy without pickle, JSON, image bytes), so opening a stranger's shard runs none of their code.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ COLUMNS = (
     "key",  # UTF-8 bytes
     *("image_offset", "image_size", "text_offset", "text_size"),  # bytes, from the start of the tar
     *("width", "height"),  # pixels
-    *("caption_chars", "dense_chars"),  # 0 where there is no such caption
+    *("caption_chars", "dense_chars"),  # 0 if there is no such caption
 )
 INDEX = ".index.npz"
 FIX = "write it again (lidit prep shard with the same arguments writes what is missing) or take it off the list"
 
 
 def index_path(tar: Path) -> Path:
-    """Where a shard's index lies."""
+    """The file with a shard's index."""
     return tar.with_suffix(INDEX)
 
 
 def read_index(tar: Path, strict: bool = True) -> dict[str, np.ndarray]:
-    """A shard's columns, from the index beside it or from its headers.
+    """A shard's columns, from the index beside it or, without one, from the tar's headers.
 
     Args:
         tar: the shard.
-        strict: refuse a tar that is missing or truncated; else, where it has an index, only say so.
+        strict: refuse a tar that is missing or truncated; False only logs it, if the tar has an index.
 
     Raises:
-        FileNotFoundError: the tar is missing.
-        ValueError: the tar is not the one that was indexed, or the index cannot be read.
+        FileNotFoundError: the tar and its index are missing.
+        ValueError: the tar is truncated or not the one that was indexed, or the index cannot be read.
     """
     path = index_path(tar)
     if not path.is_file():
@@ -60,7 +60,7 @@ def read_index(tar: Path, strict: bool = True) -> dict[str, np.ndarray]:
     elif size < whole:
         raise ValueError(f"shard {tar} is truncated: {size} bytes of {whole}; {FIX}")
     if size > whole:
-        raise ValueError(f"shard {tar} is not the one its index was made of; delete {path} and it is scanned instead")
+        raise ValueError(f"shard {tar} is not the one that was indexed; delete {path}, and the tar is scanned instead")
     return columns
 
 
@@ -68,20 +68,20 @@ def parse_index(file: Path | io.BytesIO, name: object) -> dict[str, np.ndarray]:
     """The columns of an index, and `tar_bytes`, the size of its tar.
 
     Raises:
-        ValueError: it is no index.
+        ValueError: the file is not an index.
     """
     try:
         with np.load(file, allow_pickle=False) as stored:
             return {column: stored[column] for column in (*COLUMNS, "tar_bytes")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"index {name} cannot be read ({error}); delete it and the tar is scanned instead") from error
+        raise ValueError(f"index {name} cannot be read ({error}); delete it, and the tar is scanned instead") from error
 
 
 def scan(tar: Path) -> dict[str, np.ndarray]:
     """A shard's columns from its headers, JSON and the first bytes of each image.
 
     Raises:
-        ValueError: truncated, not an uncompressed tar, or a sample lacks its image or its JSON.
+        ValueError: the file is truncated or not an uncompressed tar, or a sample lacks its image or its JSON.
     """
     samples: dict[str, dict] = {}
     _check_end(tar)
@@ -104,7 +104,7 @@ def scan(tar: Path) -> dict[str, np.ndarray]:
 
 
 def _describe(sample: dict, kind: str, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
-    """Add what one member of the tar tells to its sample."""
+    """Add to a sample the columns that one member of the tar gives."""
     what = "text" if kind == "json" else "image"
     if f"{what}_offset" in sample:
         raise ValueError(f"{member.name} is the second {what} of its sample")
@@ -115,7 +115,7 @@ def _describe(sample: dict, kind: str, member: tarfile.TarInfo, file: io.Buffere
             raise ValueError(f'{member.name} has no "caption"')
         dense = text.get("dense") or ""
         if not isinstance(dense, str):
-            raise ValueError(f'"dense" of {member.name} is no text')
+            raise ValueError(f'"dense" of {member.name} is not a text')
         sample |= {"caption_chars": len(text["caption"]), "dense_chars": len(dense)}
     else:
         sample["width"], sample["height"] = Image.open(file).size

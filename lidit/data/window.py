@@ -7,22 +7,22 @@ import numpy as np
 from lidit.data.index import ShardIndex
 from lidit.data.remote import Copies
 
-ORDER = 4  # keeps these random numbers apart from those that order an epoch otherwise
+ORDER = 4  # part of the seed: other random numbers than those that order an epoch without a window
 
 
 class Window:
-    """An epoch's shards in a random order, and its samples about where their shards stand.
+    """Puts an epoch's shards in a random order, and its samples near the places of their shards.
 
-    A sample's key is the place of its shard plus a random part of the width: sorted by key, the samples of about
-    `width` neighbouring shards are mixed, and a shard's turn ends soon after it began. A batch has a time on the same
-    scale. The samples of a rare image shape gather slowly, so that a batch of them holds some whose shards had their
-    turn long before: these are not `near`.
+    A sample's key is the place of its shard plus a random number from 0 to the width. Sorted by key, the samples of
+    about `width` neighbouring shards are mixed, and a shard is in use for a short time only. A batch has a time on the
+    same scale. It takes long to fill a batch of a rare image shape, so such a batch holds some samples whose shards
+    were in use long before: these samples are not `near`.
 
     Args:
-        shard: each sample's shard.
-        shards: how many there are.
-        width: shards that are mixed.
-        seed: of their order.
+        shard: the number of each sample's shard.
+        shards: number of shards.
+        width: number of shards that are mixed at one time.
+        seed: decides the order of the shards.
 
     Raises:
         ValueError: the width is below 1.
@@ -37,7 +37,7 @@ class Window:
 
     @staticmethod
     def in_use(width: int) -> int:
-        """How many shards are near at one time."""
+        """How many shards are in the current window at one time."""
         return 3 * width + 1
 
     def draw(self, epoch: int) -> None:
@@ -46,17 +46,17 @@ class Window:
         self._place = self._rng.permutation(self._shards).astype(np.float32)
 
     def sort(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples by their keys, and these."""
+        """The samples sorted by their keys, and the sorted keys."""
         keys = self._place[self._shard[samples]] + self._rng.random(len(samples), np.float32) * np.float32(self.width)
         order = keys.argsort(kind="stable")
         return samples[order], keys[order]
 
     def pieces(self, samples: int, batch_size: int, most: int) -> int:
-        """Of so many samples in an epoch, how many batches' worth one window holds: at least 1, at most `most`."""
+        """How many batches one window of an epoch with `samples` samples holds: at least 1, at most `most`."""
         return max(1, min(most, samples * self.width // (self._shards * batch_size)))
 
     def times(self, keys: np.ndarray, batch_size: int, batches: int) -> np.ndarray:
-        """A time for each batch, at random between the first and the last key of the `batches` it is one of."""
+        """A time for each batch, drawn between the first and the last key of the group of `batches` it belongs to."""
         first = np.arange(0, len(keys), batch_size)
         first -= first % (batch_size * batches)
         last = np.minimum(first + batch_size * batches, len(keys)) - 1
@@ -64,7 +64,7 @@ class Window:
         return start + self._rng.random(len(first), np.float32) * (end - start)
 
     def near(self, samples: np.ndarray, time: float) -> np.ndarray:
-        """Which samples' shards have their turn at a time: bool, one per sample."""
+        """Which samples belong to shards in the current window: bool, one per sample."""
         place = self._place[self._shard[samples]]
         return (time - 2 * self.width <= place) & (place <= time + self.width)
 
@@ -73,7 +73,7 @@ def check_room(index: ShardIndex, window: int | None, copies: Copies | None) -> 
     """Refuse a window whose remote shards do not fit into their folder: each would be fetched again and again.
 
     Raises:
-        ValueError: with the window that fits, or the room that it needs.
+        ValueError: the shards do not fit; the message names a window that fits, or the room that is needed.
     """
     sizes = index.remote_bytes
     in_use = len(sizes) if window is None else Window.in_use(window)

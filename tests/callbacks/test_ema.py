@@ -152,7 +152,7 @@ def test_swapped_gives_the_weights_back_after_an_error_and_changes_nothing_where
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ema = EMA(0.9)
     ema.load_state_dict({"decay": 0.9, "steps": 3, "average": {"other": torch.zeros(1)}})
-    with pytest.raises(ValueError, match="EMA is of another model"):
+    with pytest.raises(ValueError, match="EMA is another model's"):
         fit(ema, 1, tmp_path)
 
 

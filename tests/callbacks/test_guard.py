@@ -94,7 +94,9 @@ def test_the_samples_of_a_skipped_step_are_named(
     with caplog.at_level(logging.WARNING, "lidit"):
         cli.trainer.fit(cli.model, loader(6, bad=(2,)))
     (record,) = [r for r in caplog.records if r.name == "lidit.callbacks.guard"]
-    assert record.getMessage() == ("step 1, rank 0: skipped, the gradient's norm is nan; samples: 2-0, 2-1, 3-0, 3-1")
+    assert record.getMessage() == (
+        "step 1, rank 0: skipped, since the gradient's norm is nan; samples: 2-0, 2-1, 3-0, 3-1"
+    )
 
 
 def test_bad_steps_in_a_row_stop_the_run_and_scattered_ones_do_not(built: Callable, loader: Callable) -> None:

@@ -95,8 +95,8 @@ def test_both_scores_come_every_n_steps_and_at_the_end_from_one_drawing(trained:
 
 
 def test_the_cost_is_told_at_the_end(trained: SimpleNamespace) -> None:
-    assert "clip_score: 3 times in " in trained.said
-    assert "siglip_score: 3 times in " in trained.said
+    assert "clip_score: scored 3 times in " in trained.said
+    assert "siglip_score: scored 3 times in " in trained.said
     assert "% of the training time; every_n_steps is 2" in trained.said
 
 

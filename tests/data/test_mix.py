@@ -155,7 +155,7 @@ def test_a_mix_resumes_exactly_and_says_what_it_is(
     first = fit(ShardData(**settings), tmp_path / "parts", 9).seen
     rest = fit(ShardData(**settings), tmp_path / "parts", 20).seen
     assert first + rest == whole
-    assert "the samples of each set come 0.938, 1.25 times an epoch on average" in caplog.text
+    assert "an epoch shows a sample of each set 0.938, 1.25 times on average" in caplog.text
     keys = [int(entry.split()[0]) for batch in whole for entry in batch]
     assert sum(key >= 48 for key in keys) / len(keys) == pytest.approx(0.25, abs=0.06)
 

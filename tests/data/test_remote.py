@@ -202,7 +202,9 @@ def test_a_shard_that_stays_unreadable_is_named_and_left_alone_for_a_while(
     index = ShardIndex(server.url, copies=Copies(str(tmp_path), ALL))
     server.fail, server.how = {"00001.tar": 99}, how
     for sample in (16, 17, 31):
-        with pytest.raises(Unreadable, match=r"shard http.*/00001.tar cannot be read \(.*\), its samples are skipped"):
+        with pytest.raises(
+            Unreadable, match=r"shard http.*/00001.tar cannot be read \(.*\) and its samples are skipped"
+        ):
             index.text(sample)
     assert server.asked["00001.tar"] == (1 if how == 404 else 3)
     assert index.text(0) == ShardIndex(str(shards)).text(0)

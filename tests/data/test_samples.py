@@ -78,13 +78,13 @@ def test_a_rank_of_which_nothing_can_be_read_shows_another_ranks_sample_and_says
     ranks = [epoch(folder, rank, 4)[0] for rank in range(4)]  # two samples each
     assert [rank.key for rank in ranks] == [[whole[3]], [whole[3]], whole[4:6], whole[6:]]
     assert [len(rank.skipped) for rank in ranks] == [2, 1, 0, 0]
-    assert f"batch 0: nothing of a rank's share can be read; it shows {whole[3]} of another" in caplog.text
+    assert f"batch 0: no sample of this rank's share can be read; of another rank's it shows {whole[3]}" in caplog.text
 
 
 def test_a_global_batch_of_which_nothing_can_be_read_stops_every_rank(shards: Path, broken: Break) -> None:
     folder = broken([int(key) for key in epoch(shards)[0].key])
     for rank in range(4):
-        with pytest.raises(ValueError, match=r"nothing of global batch 0 can be read; the first reason: .*sample"):
+        with pytest.raises(ValueError, match=r"no sample of global batch 0 can be read; the first reason: .*sample"):
             epoch(folder, rank, 4)
 
 

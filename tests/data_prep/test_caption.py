@@ -260,11 +260,11 @@ def test_several_processes_make_the_shards_of_one(raw: Path, made: Path, vlms: d
 
 def test_other_settings_are_refused_with_the_difference(raw: Path, made: Path, vlms: dict[str, str]) -> None:
     before = contents(made)
-    with pytest.raises(ValueError, match="holds other data: max_new_tokens is 8 there and 9 here"):
+    with pytest.raises(ValueError, match="holds other data: max_new_tokens was 8 and is 9 now"):
         caption(str(raw), str(made), vlms["qwen"], **SETTINGS | {"max_new_tokens": 9})
-    with pytest.raises(ValueError, match="holds other data: model.name is 'qwen' there and 'llava' here"):
+    with pytest.raises(ValueError, match="holds other data: model.name was 'qwen' and is 'llava' now"):
         caption(str(raw), str(made), vlms["llava"], **SETTINGS)
-    with pytest.raises(ValueError, match="holds other data: shards is"):
+    with pytest.raises(ValueError, match="holds other data: shards was"):
         caption(str(raw / "part-0.tar"), str(made), vlms["qwen"], **SETTINGS)
     assert contents(made) == before
 
@@ -275,7 +275,7 @@ def test_captions_that_are_too_long_or_empty_are_counted(
     caption(str(raw), str(tmp_path / "c"), vlms["qwen"], **SETTINGS | {"max_new_tokens": 1})
     index = ShardIndex(str(tmp_path / "c"))
     empty = sum(index.text(s)["dense"] == "" for s in range(len(index)))
-    assert capsys.readouterr().out.splitlines()[-1] == f"10 captions were cut at 1 tokens; {empty} came out empty"
+    assert capsys.readouterr().out.splitlines()[-1] == f"10 captions were cut at 1 tokens; {empty} are empty"
 
 
 def test_an_image_that_cannot_be_decoded_is_named_and_copied(
@@ -302,7 +302,7 @@ def test_an_image_that_the_processor_refuses_is_named(vlms: dict[str, str], tmp_
 
 
 def test_a_model_that_sees_nothing_is_refused_before_anything_is_written(raw: Path, llm: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model type 'llama' is no image-text-to-text model"):
+    with pytest.raises(ValueError, match="model type 'llama' is not an image-text-to-text model"):
         caption(str(raw), str(tmp_path / "c"), llm)
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         caption(str(raw), str(tmp_path / "c"), str(tmp_path / "nowhere"))

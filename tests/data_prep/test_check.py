@@ -87,7 +87,7 @@ def test_shards_that_lidit_writes_are_good(shards: Path, capsys: pytest.CaptureF
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda tar: tar.unlink(), "it is missing"),
     "truncated": (lambda tar: tar.write_bytes(tar.read_bytes()[:5000]), "it is truncated: 5000 bytes"),
-    "longer": (lambda tar: tar.write_bytes(tar.read_bytes() + bytes(10240)), "it is not the one its index was made of"),
+    "longer": (lambda tar: tar.write_bytes(tar.read_bytes() + bytes(10240)), "it is not the one that was indexed"),
     "pixels": (lambda tar: change(tar, picture()[60:80], bytes(20)), "sample 10: the image cannot be decoded"),
     "no image": (lambda tar: change(tar, picture()[:8], bytes(8)), "sample 10: the image cannot be decoded"),
     "not UTF-8": (lambda tar: change(tar, b"\\ud83d\\udfe5", b"\xff" * 12), "sample 10: the JSON cannot be read"),
@@ -101,10 +101,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda tar: change(tar, b"ein Feld \\ud83d\\udfe5", b" " * 21),
         "sample 10: its caption holds no word",
     ),
-    "dense caption": (lambda tar: change(tar, b'"words"', b'["abc"]'), "sample 10: its dense is no text"),
+    "dense caption": (lambda tar: change(tar, b'"words"', b'["abc"]'), "sample 10: its dense is not a text"),
     "index of width": (
         lambda tar: change_index(tar, "width", 33),
-        "wrong about width of 1 samples, of 11 33, and it is 32",
+        "wrong about width of 1 samples; for 11 it says 33, the tar says 32",
     ),
     "size of image": (lambda tar: change_index(tar, "width", 33), "sample 11: the image has (48, 32) pixels"),
     "index of place": (lambda tar: change_index(tar, "text_offset", 0), "wrong about text_offset of 1 samples"),

@@ -127,8 +127,8 @@ def test_html_counts_as_tags(caption: str) -> None:
         (Limit(min=4.7), "4.71", ""),  # a CSV has only text
         (Limit(max=0.5), "0.6", "0.6 is above 0.5"),
         (Limit(max=0.5), 0, ""),
-        (Limit(max=0.5), "high", "'high' is no number"),
-        (Limit(max=0.5), [1], "[1] is no number"),
+        (Limit(max=0.5), "high", "'high' is not a number"),
+        (Limit(max=0.5), [1], "[1] is not a number"),
         (Limit(max=0.5), None, "no value"),
         (Limit(max=0.5), "", "no value"),
         (Limit(max=0.5), float("nan"), "no value"),
@@ -375,7 +375,7 @@ def test_a_folder_of_another_collection_is_refused(raw: Path, tmp_path: Path) ->
     out = run(raw, tmp_path / "out")
     with (raw / "captions.jsonl").open("a") as table:
         table.write('\n{"image": "0.jpg", "caption": "one more row"}\n')
-    with pytest.raises(ValueError, match="holds other data: records is 15 there and 16 here"):
+    with pytest.raises(ValueError, match="holds other data: records was 15 and is 16 now"):
         run(raw, out)
 
 

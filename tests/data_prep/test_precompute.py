@@ -155,9 +155,9 @@ def test_an_interrupted_run_leaves_whole_shards_and_continues(
 def test_continuing_with_other_models_is_refused_with_the_difference(shards: Path, llm: str, tmp_path: Path) -> None:
     precompute(str(shards), str(tmp_path / "c"), None, [FrozenLLM(llm)])
     before = contents(tmp_path / "c")
-    with pytest.raises(ValueError, match=r"llms.0.layer is -3 there and -2 here.*delete it"):
+    with pytest.raises(ValueError, match=r"llms.0.layer was -3 and is -2 now.*delete it"):
         precompute(str(shards), str(tmp_path / "c"), None, [FrozenLLM(llm, layer=-2)])
-    with pytest.raises(ValueError, match="dtype is 'bfloat16' there and 'float16' here"):
+    with pytest.raises(ValueError, match="dtype was 'bfloat16' and is 'float16' now"):
         precompute(str(shards), str(tmp_path / "c"), None, [FrozenLLM(llm)], dtype="float16")
     assert contents(tmp_path / "c") == before
 
@@ -171,18 +171,18 @@ def test_training_with_another_vae_is_refused_with_the_reason(shards: Path, late
     data.setup("fit")
     data.expect(FrozenVAE(vae).identity, [])
     command = f"Delete it, then run: lidit prep precompute --shards {shards} --out {latents}"
-    with pytest.raises(ValueError, match=f"vae.dtype is 'float32' there and 'bfloat16' here. {command}"):
+    with pytest.raises(ValueError, match=f"vae.dtype was 'float32' and is 'bfloat16' now. {command}"):
         data.expect(FrozenVAE(vae, dtype="bfloat16").identity, [])
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"layer": -2}, "layer is -3 there and -2 here"),
-        ({"instruction": ""}, "instruction is"),
-        ({"max_tokens": 77}, "max_tokens is 600 there and 77 here"),
-        ({"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' here"),
-        ({"system": "Be brief."}, "system is None there and 'Be brief.' here"),
+        ({"layer": -2}, "layer was -3 and is -2 now"),
+        ({"instruction": ""}, "instruction was"),
+        ({"max_tokens": 77}, "max_tokens was 600 and is 77 now"),
+        ({"dtype": "bfloat16"}, "dtype was 'float32' and is 'bfloat16' now"),
+        ({"system": "Be brief."}, "system was None and is 'Be brief.' now"),
     ],
 )
 def test_training_with_another_llm_setting_is_refused_with_the_reason(
@@ -214,7 +214,7 @@ def test_a_cache_of_other_shards_is_refused(shards: Path, latents: Path) -> None
 
 
 def test_a_folder_that_is_no_cache_is_refused(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is no cache.*lidit prep precompute"):
+    with pytest.raises(FileNotFoundError, match="is not a cache.*lidit prep precompute"):
         batches(1, train=shards, cache=tmp_path)
 
 

@@ -93,7 +93,7 @@ def test_of_processes_that_begin_otherwise_at_once_one_kind_is_refused(tmp_path:
         errors = together(8, tmp_path / str(trial), [{"seed": 0}, {"seed": 1}])
         kept = json.loads((tmp_path / str(trial) / "made.json").read_text())["seed"]
         assert [error is None for error in errors] == [i % 2 == kept for i in range(8)]
-        assert all("holds other data: seed is" in str(error) for error in errors if error)
+        assert all("holds other data: seed was" in str(error) for error in errors if error)
 
 
 def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

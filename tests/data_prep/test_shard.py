@@ -75,7 +75,7 @@ def test_running_again_mends_a_truncated_shard(tmp_path: Path) -> None:
 def test_a_folder_with_other_data_is_refused_with_the_difference(tmp_path: Path, change: dict) -> None:
     folder = write(tmp_path / "s")
     before = contents(folder)
-    with pytest.raises(ValueError, match=f"holds other data: {next(iter(change))} is .* there and .* here"):
+    with pytest.raises(ValueError, match=f"holds other data: {next(iter(change))} was .* and is .* now"):
         write(folder, **change)
     assert contents(folder) == before
 
@@ -306,8 +306,8 @@ def test_a_collection_that_moved_continues_and_one_that_changed_is_refused(odd: 
     assert contents(folder) == before
     table = (moved / "captions.csv").read_bytes()
     for changed, message in (
-        (table + b"new,plain.jpg,one more\n", "records is 21 there and 22 here"),
-        (table.replace(b"a picture of grey", b"a picture of gray"), "digest is"),
+        (table + b"new,plain.jpg,one more\n", "records was 21 and is 22 now"),
+        (table.replace(b"a picture of grey", b"a picture of gray"), "digest was"),
     ):
         (moved / "captions.csv").write_bytes(changed)
         with pytest.raises(ValueError, match=f"holds other data: {message}"):
@@ -406,12 +406,14 @@ def test_only_what_the_filter_keeps_is_written(tmp_path: Path) -> None:
     names = ["cat/003", "dog/017", "dog/011"]
     keep = kept(tmp_path / "kept.jsonl", raw, names)
     assert sorted(keys(pack(tmp_path / "s", raw, keep=keep, **options))) == sorted(names)
-    with pytest.raises(ValueError, match="holds other data: records is 3 there and 2 here"):
+    with pytest.raises(ValueError, match="holds other data: records was 3 and is 2 now"):
         pack(tmp_path / "s", raw, keep=kept(tmp_path / "kept.jsonl", raw, names[:2]), **options)
     with pytest.raises(ValueError, match="keeps nothing"):
         pack(tmp_path / "t", raw, keep=kept(tmp_path / "kept.jsonl", raw, []), **options)
     (raw / "cat/000.jpg").unlink()
-    with pytest.raises(ValueError, match="not of this collection as it is now; run lidit prep filter again"):
+    with pytest.raises(
+        ValueError, match="does not belong to this collection as it is now; run lidit prep filter again"
+    ):
         pack(tmp_path / "t", raw, keep=keep, **options)
     assert not (tmp_path / "t").exists()
 

@@ -347,7 +347,7 @@ def test_rows_with_the_same_key_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(image="picture"), "has no column 'picture' but image, caption, score; name them as columns"),
+        (Columns(image="picture"), "has no column 'picture'; set columns to some of image, caption, score"),
         (Columns(caption="text"), "has no column 'text'"),
         (Columns(dense="long"), "has no column 'long'"),
         (Columns(key="id"), "has no column 'id'"),
@@ -377,7 +377,7 @@ def test_a_quote_that_never_closes_is_found(tmp_path: Path) -> None:
 def test_what_is_missing_or_empty_is_refused(source: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing_here"):
         find(source, str(tmp_path / "nothing_here"), Columns())
-    with pytest.raises(ValueError, match="holds nothing of a source|does not hold, a table"):
+    with pytest.raises(ValueError, match="holds no records of source|does not hold a table"):
         find(source, str(tmp_path), Columns())
 
 
