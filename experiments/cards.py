@@ -1,6 +1,6 @@
-"""Model cards of the bundled parts: what made them, on what, and what was measured; and their files' checksums.
+"""Write the bundled parts' model cards (what made them, from what data, what was measured) and their checksums.
 
-python -m experiments.cards checksums      once a bundled file has changed: `lidit doctor` compares with them
+python -m experiments.cards checksums      after a bundled file has changed: `lidit doctor` compares with them
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lidit.whole import write_text
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of some packages."""
+    """The installed version of each of these packages."""
     return {name: version(name) for name in packages}
 
 
@@ -26,7 +26,7 @@ def write_card(folder: Path, **facts: object) -> None:
 
 
 def write_checksums() -> None:
-    """Write the checksums of all that is bundled now."""
+    """Write the checksums of all files that are bundled now."""
     manifest = assets.ROOT / assets.CHECKSUMS
     write_text(manifest, json.dumps(assets.checksums(), indent=1) + "\n")
     print(f"{len(json.loads(manifest.read_text()))} files in lidit/assets/{manifest.name}")
@@ -34,5 +34,5 @@ def write_checksums() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["checksums"]:
-        sys.exit("say `python -m experiments.cards checksums`")
+        sys.exit("usage: python -m experiments.cards checksums")
     write_checksums()

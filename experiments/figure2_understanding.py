@@ -6,8 +6,8 @@ Cost: mini, 6 runs a seed, all shared with Tables 2, 3 and 6; paper, 9 x 300k st
 
 Ours deviates: the miniature's measure of understanding is a held-out question set about scene language
 (`experiments/scene_questions.py`: four descriptions of a caption, chance 25 %), where the paper's is MMLU. At paper
-scale the x axis is left to the models' published MMLU. The row of Qwen1.5-7B as it is is ours. The figure's numbers
-are not printed in the paper, so only its order is compared. The miniature's own deviations are those of
+scale the x axis is not measured: the models' MMLU is published. The row of plain Qwen1.5-7B is ours. The figure's
+numbers are not printed in the paper, so only its order is compared. The miniature's own deviations are those of
 `experiments/setting.py`.
 """
 
@@ -29,7 +29,7 @@ COLUMNS = {UNDERSTANDING: {"mini": ("scene-questions", "accuracy", 100)}, ALIGNM
 SHOWN = {
     "mini": """No LLM of a million parameters answers the questions above chance (25 %): they model the language's
     grammar (perplexity 1.96 a token) and do not yet copy an attribute from the caption into its description. So the
-    figure's first axis says nothing in miniature, and larger or longer-trained LLMs are needed for it."""
+    figure's x axis says nothing in miniature; it needs larger LLMs, or LLMs that were trained longer."""
 }
 CLAIMS = [
     ("LLaMA3-8B", "T5-XL", UNDERSTANDING),

@@ -4,7 +4,7 @@
 
 Cost: mini, 4 runs a seed, all shared with Tables 2 and 3; paper, 4 x 300k steps of batch 256 at 256 px.
 
-Ours deviates: the paper compares LLaMA3-8B and T5-XXL alone; the refined rows are ours. Prompts of the miniature list
+Ours deviates: the paper compares only LLaMA3-8B and T5-XXL; the refined rows are ours. Prompts of the miniature list
 four to eight objects, each judged exactly; the figure's numbers are not printed in the paper, so only its shape is
 compared: `fall` is the first quarter minus the last. The miniature's own deviations are those of
 `experiments/setting.py`.
@@ -26,9 +26,9 @@ COLUMNS = {
 } | {FALL: {"mini": ("scenes-positional-bias", "q1 - q4", 100), "paper": ("positional-bias", "first minus last", 1)}}
 SHOWN = {
     "mini": """Three seeds, 60 lists of four to eight objects: every row draws the first quarter of a list best or
-    nearly so, and none falls by clearly more than another. T5 draws least of every quarter. Refining without the mask
-    raises the base LLM's first quarter clearly (+7.5), its last within the spread between seeds (+4.2). The paper's
-    shape does not show at this size."""
+    nearly best, and no row falls by clearly more than another. T5 draws the least of every quarter. Refining without
+    the mask raises the base LLM's first quarter clearly (+7.5), its last within the spread between seeds (+4.2). The
+    paper's shape does not show at this size."""
 }
 CLAIMS = [
     ("LLaMA3-8B", "T5-XXL", FALL),

@@ -4,10 +4,10 @@
 
 Cost: mini, 7 runs a seed of some minutes each on two CPU cores; paper, 6 x 50k steps of batch 64 at 512 px.
 
-Ours deviates: the paper's numbers, data, LLM and base model are not known to us, so nothing of it is compared but the
-order that its title claims. The base's own row is the U-Net trained with its CLIP text tower from the beginning, the
-others adapt that U-Net. SigLIP and CLIP-IQA are of the miniature's own scorers, which know drawn scenes alone: CLIP-IQA
-asks them for a good photo, a word they never read.
+Ours deviates: the paper's numbers, data, LLM and base model are not known to us, so only the order that its title
+claims is compared. The base's own row is the U-Net trained with its CLIP text tower from the beginning; the other rows
+adapt that U-Net. SigLIP and CLIP-IQA come from the miniature's own scorers, which know only drawn scenes: CLIP-IQA asks
+them for a good photo, a word that they never read.
 """
 
 from typing import Any
@@ -37,20 +37,20 @@ SETTING = {
     },
 }
 BLOCKWISE, PLAIN = "lidit.models.llmdiff.BlockwiseLLM", "lidit.models.llm.FrozenLLM"
-NAMED: dict[str, dict[str, Any]] = {  # as the two recipes name it
+NAMED: dict[str, dict[str, Any]] = {  # the LLM, as the two recipes give it
     "mini": {**LLMS["llama"]["mini"], "instruction": "", "max_tokens": 64, "dtype": "float32"},
     "paper": {"name": "Qwen/Qwen2.5-1.5B-Instruct", "instruction": "", "max_tokens": 128},
 }
 
 
 def read(kind: str, **settings: Any) -> dict[str, dict[str, Any]]:
-    """A row by how the LLM is read."""
+    """The keys of a row that differs in how the LLM is read."""
     llms = {scale: [{"class_path": kind, "init_args": {**named, **settings}}] for scale, named in NAMED.items()}
     return {scale: {"model.llms": llm} for scale, llm in llms.items()}
 
 
 def encoder(**settings: Any) -> dict[str, Any]:
-    """A row by settings of the encoding."""
+    """The keys of a row that differs in settings of the prompt encoder."""
     return {f"model.prompt_encoder.init_args.{key}": value for key, value in settings.items()}
 
 
@@ -78,8 +78,8 @@ CLAIMS = [
     for better, worse in [(ALL, BASE), (ALL, LAST), (ALL, "without the empty context")]
 ]
 SHOWN = {
-    "mini": """One seed, and a base of 4,500 steps that is far from trained: 1 % of facts hold, so the judge sees
-    nothing. By SigLIP the adapter after 500 steps is behind the base's own text encoder. Among adapters, all blocks
-    with the second attention and the empty context (-2.0) lead each of them left out (-5.6 to -6.1); the noise changes
-    nothing."""
+    "mini": """One seed, and a base that is far from trained after 4,500 steps: 1 % of facts hold, so that the judge
+    shows no differences. By SigLIP the adapter after 500 steps is behind the base's own text encoder. Of the adapters,
+    that with all blocks, the second attention and the empty context (-2.0) is ahead of each without one of the three
+    (-5.6 to -6.1); the noise changes nothing."""
 }

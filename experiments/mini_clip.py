@@ -1,8 +1,8 @@
 """Train the bundled miniature scorers, a CLIP and a SigLIP, on drawn scenes, and measure them.
 
-Stand-ins for ViT-L-14 and ViT-SO400M-14-SigLIP-384: open_clip models built from the recipe's model config and trained
-with open_clip's own losses, saved as open_clip saves them, so that everything that reads an open_clip folder reads
-these unchanged.
+They stand in for ViT-L-14 and ViT-SO400M-14-SigLIP-384: open_clip models that are built from the recipe's model config,
+trained with open_clip's own losses and saved in open_clip's format, so that everything that reads an open_clip folder
+reads them unchanged.
 
     python -m experiments.mini_clip train --config experiments/configs/mini_clip.yaml
     python -m experiments.mini_clip card --out lidit/assets/clip --recipe experiments/configs/mini_clip.yaml
@@ -43,7 +43,7 @@ from lidit.scenes.suites import ASKED, Twin
 
 PAD, START, END = SPECIALS = ("<|pad|>", "<|start|>", "<|end|>")  # ids 0, 1, 2
 MOST_SCALE = math.log(100)  # CLIP, 2.5: logits are scaled by no more than 100
-GROUP = 64  # scenes among which one is to be found
+GROUP = 64  # number of scenes among which one is to be found
 # squash: a crop would lose the objects at the border of a wide or high image
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 
@@ -51,7 +51,7 @@ PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "
 def make_tokenizer(vocabulary: int, corpus: Sequence[str]) -> PreTrainedTokenizerFast:
     """A lower-casing byte-level BPE tokenizer that puts a text between a start and an end token.
 
-    A text that is too long loses words before its end token, never the end token itself, which CLIP pools at.
+    A text that is too long loses words, but never its end token, at which CLIP pools.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
@@ -71,20 +71,20 @@ def make_tokenizer(vocabulary: int, corpus: Sequence[str]) -> PreTrainedTokenize
 
 
 def complete(model: dict, tokenizer: PreTrainedTokenizerFast) -> dict:
-    """The recipe's open_clip model config with what the tokenizer decides."""
+    """The recipe's open_clip model config, completed with what the tokenizer determines."""
     config = deepcopy(model)
     config["text_cfg"] |= {
         "vocab_size": len(tokenizer),
         "pad_id": tokenizer.pad_token_id,
         "eos_id": tokenizer.eos_token_id,
-        # of a local-dir model open_clip takes the tokenizer in the model's own folder, if any name stands here
+        # for a local-dir model open_clip uses the tokenizer in the model's folder, whatever name is given here
         "hf_tokenizer_name": "local-dir",
     }
     return config
 
 
 def make_model(config: dict) -> CLIP | CustomTextCLIP:
-    """An untrained open_clip model of the class `open_clip.create_model` would build."""
+    """An untrained open_clip model of the class that `open_clip.create_model` would build."""
     arguments = deepcopy(config)
     return (CustomTextCLIP if arguments.pop("custom_text", False) else CLIP)(**arguments)
 
@@ -115,7 +115,7 @@ def batches(drawn: list[Example], size: int, dense_share: float, seed: int) -> I
 
 
 def disturb(pixels: Tensor) -> Tensor:
-    """Images (b 3 h w) blurred, tinted and with noise, each to another degree, as models that learn draw them."""
+    """Blur, tint and add noise to images (b 3 h w), each to another degree, as a model draws that is still learning."""
     degree = torch.rand(3, len(pixels), 1, 1, 1).square()
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     tint = 0.15 * degree[1] * torch.randn(len(pixels), 3, 1, 1)
@@ -150,14 +150,14 @@ def train(
         vocabulary: size of the byte-level BPE vocabulary.
         steps: optimizer steps.
         batch_size: pairs a step.
-        learning_rate: peak, after a warm-up, before a cosine to zero.
-        scenes: drawn images to train on.
-        dense_share: of the captions that are dense ones, cut to the context's length; the others are short.
+        learning_rate: peak learning rate, between a warm-up and a cosine to zero.
+        scenes: number of drawn images to train on.
+        dense_share: share of captions that are dense and cut to the context's length; the others are short.
         seed: decides weights, data and order.
         threads: CPU threads.
 
     Raises:
-        ValueError: the model config has no bias for the logits where the loss needs one, or one where it does not.
+        ValueError: the model config lacks the logits' bias that the loss needs, or has one that it does not need.
     """
     if (loss == "siglip") != ("init_logit_bias" in model):
         raise ValueError("model.init_logit_bias belongs to the siglip loss: give it there, and only there")
@@ -180,7 +180,7 @@ def optimize(
     learning_rate: float,
     loss: Literal["clip", "siglip"],
 ) -> list[float]:
-    """AdamW with warm-up and cosine; the loss of every step."""
+    """Train with AdamW, a warm-up and a cosine; return the loss of every step."""
     criterion = ClipLoss() if loss == "clip" else SigLipLoss()
     optimizer = torch.optim.AdamW(decayed(model), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
@@ -209,10 +209,10 @@ def tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int)
 
 
 class Scorer:
-    """A trained scorer as anyone loads it: model, preprocessing and tokenizer by open_clip from the folder.
+    """A trained scorer as any user loads it: open_clip reads model, preprocessing and tokenizer from the folder.
 
     Args:
-        folder: written by `train`.
+        folder: the folder that `train` has written.
     """
 
     def __init__(self, folder: str):
@@ -235,10 +235,10 @@ class Scorer:
 
 
 def retrieval(images: Tensor, captions: Tensor) -> dict[str, float]:
-    """Share of images (n d) whose own caption (n d) is the most similar one of their group of 64, and the reverse.
+    """Share of images (n d) whose own caption (n d) is the most similar one in their group of 64, and the reverse.
 
     Raises:
-        ValueError: no whole number of groups, or not one caption for each image.
+        ValueError: the pairs do not fill whole groups, or there is not one caption for each image.
     """
     if len(images) != len(captions) or not len(images) or len(images) % GROUP:
         raise ValueError(f"retrieval needs pairs in groups of {GROUP}, not {len(images)} images, {len(captions)} texts")
@@ -252,7 +252,7 @@ def judged(run: Path) -> tuple[list[np.ndarray], list[str], list[float]]:
     """Images and prompts of a run of a miniature benchmark, and the share of each prompt's facts that its image shows.
 
     Raises:
-        BenchmarkError: the folder is no such run, or lacks images.
+        BenchmarkError: the folder is not such a run, or images are missing.
     """
     if not (run / ASKED).is_file():
         raise BenchmarkError(f"{run / ASKED} is missing; draw the run with lidit sample --benchmark scenes-heldout")
@@ -265,10 +265,10 @@ def judged(run: Path) -> tuple[list[np.ndarray], list[str], list[float]]:
 
 
 def agreement(scorer: Scorer, stages: list[str]) -> dict:
-    """Spearman's rank correlation of score and judge over the images of all runs, and both means of each run.
+    """Spearman's rank correlation of score and judge over the images of all runs, and the mean of both for each run.
 
     Raises:
-        BenchmarkError: a folder is no run of a miniature benchmark, or the judge sees no difference in any image.
+        BenchmarkError: a folder is not a run of a miniature benchmark, or the judge sees no difference in any image.
     """
     scores, verdicts, means = [], [], []
     for stage in map(Path, stages):
@@ -281,7 +281,9 @@ def agreement(scorer: Scorer, stages: list[str]) -> dict:
         )
     score, verdict = torch.cat(scores), torch.cat(verdicts)
     if verdict.unique().numel() == 1:
-        raise BenchmarkError(f"the judge gives every image {float(verdict[0])}: no ranks; take runs of other stages")
+        raise BenchmarkError(
+            f"the judge gives every image {float(verdict[0])}, so there are no ranks; use runs of other stages"
+        )
     return {"spearman": round(float(spearman_corrcoef(score, verdict)), 4), "images": len(score), "stages": means}
 
 
@@ -290,10 +292,10 @@ def card(out: str, recipe: str, stages: list[str] | None = None, count: int = 12
 
     Args:
         out: the trained scorer's folder.
-        recipe: the YAML it was trained by; its name and seed are recorded.
+        recipe: the YAML file it was trained with, whose name and seed are recorded.
         stages: folders that `lidit sample --benchmark scenes-heldout` wrote with models at several stages of training.
-        count: held-out scenes, a multiple of 64.
-        seed: of the held-out scenes.
+        count: number of held-out scenes, a multiple of 64.
+        seed: seed of the held-out scenes.
     """
     scorer = Scorer(out)
     drawn = list(examples(seed, count, held=True))

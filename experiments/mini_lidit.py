@@ -1,4 +1,4 @@
-"""Bundle the trained miniature LI-DiT, and score it, or any other model, on the benchmark twins.
+"""Bundle the trained miniature LI-DiT, and score it, or any other model, on the miniature benchmarks.
 
 lidit fit --config experiments/configs/mini.yaml --run runs/mini --resume auto
 python -m experiments.mini_lidit bundle --checkpoint runs/mini/checkpoints/latest
@@ -35,16 +35,16 @@ def score(
     guidance: float = 3.0,
     sampler: Literal["euler", "heun", "ddim"] | None = None,
 ) -> dict[str, float]:
-    """Draw a benchmark twin's prompts and print the judge's scores in [0, 1].
+    """Draw the prompts of a miniature benchmark and print the judge's scores in [0, 1].
 
     Args:
-        checkpoint: as for `lidit sample`.
+        checkpoint: a checkpoint as for `lidit sample`.
         benchmark: heldout, attributes, geneval, positional_bias or dense.
         count: prompts per task.
-        seed: of prompts and noise.
-        steps: of the sampler.
+        seed: seed of prompts and noise.
+        steps: sampling steps.
         guidance: classifier-free guidance scale.
-        sampler: as for `lidit sample`; heun looks twice a step.
+        sampler: a sampler as for `lidit sample`; heun evaluates the model twice a step.
     """
     questions = benchmarks.prompts(benchmark, count, seed)
     seeds = [seed + i for i in range(len(questions))]
@@ -63,15 +63,15 @@ def bundle(
     others: int = 100,
     training: str = "lidit fit --config experiments/configs/mini.yaml",
 ) -> None:
-    """Export a checkpoint's averaged weights in bfloat16, score them and write the card and a picture of samples.
+    """Export a checkpoint's averaged weights in bfloat16, score them, and write the card and a picture of samples.
 
     Args:
-        checkpoint: of `lidit fit`.
-        out: folder to write; replaced.
+        checkpoint: a checkpoint of `lidit fit`.
+        out: folder to write; an old one is replaced.
         picture: PNG of samples to write.
         count: held-out prompts per task.
-        others: prompts per task of the other benchmark twins.
-        training: how the checkpoint came about, for the card.
+        others: prompts per task of the other miniature benchmarks.
+        training: the command that made the checkpoint, for the card.
     """
     fresh = Path(out).with_name(".new-" + Path(out).name)
     shutil.rmtree(fresh, ignore_errors=True)
@@ -98,7 +98,7 @@ def show(picture: str = "docs/samples.png", seed: int = 0) -> None:
 
     Args:
         picture: PNG to write.
-        seed: of prompts and noise.
+        seed: seed of prompts and noise.
     """
     questions = benchmarks.prompts(HEADLINE, 6, seed)
     drawn = Pipeline.load()([q.text for q in questions], [seed + i for i in range(len(questions))])

@@ -1,8 +1,8 @@
-"""Tune a base miniature LLM on pictures in the manner of LLaVA-1.5: the multi-modal LLMs of the tables in miniature.
+"""Tune a miniature base LLM on pictures, as LLaVA-1.5 does: the multi-modal LLMs of the tables in miniature.
 
 A small vision tower's tokens go through a projector into the LLM, which learns to describe drawn scenes under the
-paper's instruction. As in LLaVA-1.5's mixture, part of the dialogues are text alone. What is stored is a transformers
-LLaVA checkpoint, whose language tower `FrozenLLM` reads.
+paper's instruction. As in LLaVA-1.5's mixture, some of the dialogues are only text. The result is a transformers LLaVA
+checkpoint, whose language tower `FrozenLLM` reads.
 
     python -m experiments.mini_llava train --config experiments/configs/mini_llava_llama.yaml   # and _qwen
 """
@@ -36,7 +36,8 @@ from lidit.scenes.corpus import answer, examples
 IMAGE = "<image>"
 SIDE, PATCH = 64, 16  # pixels
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
-Document = tuple[list[int], int, np.ndarray | None]  # token ids, how many are given, the picture
+# token ids, how many of the first ones are not predicted, the picture
+Document = tuple[list[int], int, np.ndarray | None]
 
 
 def make_llava(
@@ -75,19 +76,19 @@ def picture_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int,
     given = tokenizer.encode(prompt, add_special_tokens=False)
     documents = []
     for example in examples(seed, count, held=held):
-        said = tokenizer.encode(answer(example.dense.facts), add_special_tokens=False)
-        documents.append((given + said + [tokenizer.eos_token_id], len(given), example.image))
+        reply = tokenizer.encode(answer(example.dense.facts), add_special_tokens=False)
+        documents.append((given + reply + [tokenizer.eos_token_id], len(given), example.image))
     return documents
 
 
 def text_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int) -> list[Document]:
-    """Dialogues about captions, and a third as many captions, so that neither is forgotten."""
+    """Dialogues about captions, and a third as many plain captions, so that neither is forgotten."""
     documents = dialogue_documents(tokenizer, seed, count) + caption_documents(tokenizer, seed + 1, count // 3)
     return [(*document, None) for document in documents]
 
 
 def with_pictures(documents: list[Document], pad: int) -> Batch:
-    """Token ids and labels (b l), and the pictures (m 3 h w) in [-1, 1] of those that have one."""
+    """Token ids and labels (b l), and the pictures (m 3 h w) in [-1, 1] of those documents that have one."""
     pictures = [picture for *_, picture in documents if picture is not None]
     pixels = torch.from_numpy(np.stack(pictures)) if pictures else torch.zeros(0, SIDE, SIDE, 3, dtype=torch.uint8)
     ids, labels = padded([(ids, given) for ids, given, _ in documents], pad)
@@ -95,7 +96,7 @@ def with_pictures(documents: list[Document], pad: int) -> Batch:
 
 
 def answer_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
-    """Mean cross entropy in nats per predicted token; right padding needs no mask under a causal one."""
+    """Mean cross entropy in nats per predicted token; with a causal mask, padding on the right needs no other."""
     logits = model(input_ids=ids, pixel_values=pixels if len(pixels) else None).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
 
@@ -117,14 +118,14 @@ def train(
     Args:
         base: folder of the base model.
         out: folder to write.
-        steps: of tuning.
-        batch_size: dialogues a step.
-        learning_rate: peak.
-        pictures: drawn scenes with their descriptions.
-        dialogues: about captions alone; a third as many captions come with them.
+        steps: steps of tuning.
+        batch_size: dialogues in a step.
+        learning_rate: peak learning rate.
+        pictures: number of drawn scenes with their descriptions.
+        dialogues: number of dialogues about captions, without pictures; a third as many plain captions are added.
         seed: decides weights, data and order.
         threads: CPU threads.
-        recipe: the YAML these arguments come from, for the card; none: no card is written.
+        recipe: the YAML file of these arguments, which the card names; none: no card is written.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -145,10 +146,10 @@ def card(out: str, recipe: str, seed: int = 0, count: int = 500, held_seed: int 
 
     Args:
         out: the trained model's folder.
-        recipe: the YAML it was trained by, for the record.
-        seed: it was trained with.
-        count: held-out documents of each kind.
-        held_seed: of the held-out documents.
+        recipe: the YAML file it was trained with, which the card names.
+        seed: the seed it was trained with.
+        count: number of held-out documents of each kind.
+        held_seed: seed of the held-out documents.
     """
     model = LlavaForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -173,7 +174,7 @@ def card(out: str, recipe: str, seed: int = 0, count: int = 500, held_seed: int 
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, documents: list[Document], pad: int) -> float:
-    """Exp of the mean cross entropy per predicted token."""
+    """Perplexity: exp of the mean cross entropy per predicted token."""
     total, tokens = 0.0, 0
     for i in range(0, len(documents), 50):
         ids, labels, pixels = with_pictures(documents[i : i + 50], pad)

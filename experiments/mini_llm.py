@@ -1,13 +1,13 @@
 """Train the bundled miniature LLMs: next-token prediction on scene language, then the paper's instruction.
 
-Stand-ins for LLaMA3-8B and Qwen1.5-7B: the same architectures from transformers at one to two million parameters, each
-with a tokenizer and a chat template of its own, so that everything in `lidit` that reads an LLM reads these unchanged.
+They stand in for LLaMA3-8B and Qwen1.5-7B: the same architectures from transformers with one to two million parameters,
+each with its own tokenizer and chat template, so that everything in `lidit` that reads an LLM reads them unchanged.
 
     python -m experiments.mini_llm train --config experiments/configs/mini_llm_llama.yaml
     python -m experiments.mini_llm card --out lidit/assets/llm_llama --recipe experiments/configs/mini_llm_llama.yaml
 
-Base models, which are not tuned (`instruct_steps: 0`), are what `mini_llava.py` goes on from; their recipes say
-`recipe`, and so write the card too:
+Base models are not tuned (`instruct_steps: 0`); `mini_llava.py` begins with them. Their recipes set `recipe`, so that
+the card is written too:
 
     python -m experiments.mini_llm train --config experiments/configs/mini_llm_llama_base.yaml   # and _qwen_base
 """
@@ -83,10 +83,11 @@ def make_tokenizer(family: str, vocabulary: int, corpus: list[str]) -> PreTraine
 def make_model(
     family: str, width: int, depth: int, vocabulary: int, tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
-    """A LlamaForCausalLM or Qwen2ForCausalLM with four heads, two of keys and values.
+    """A LlamaForCausalLM or Qwen2ForCausalLM with four heads for queries and two for keys and values.
 
-    Token embeddings begin at unit variance, not transformers' 0.02, which the first block would swamp: words would then
-    differ by their class alone, and what a word says (its colour, its shape) be a thousandth of a feature's variance.
+    Token embeddings begin with unit variance, not with transformers' 0.02, which the first block would drown out: words
+    would then differ only by their class, and what a word says (its colour or shape) would be a thousandth of a
+    feature's variance.
     """
     shape = {
         "vocab_size": vocabulary,
@@ -106,7 +107,7 @@ def make_model(
     return model
 
 
-Document = tuple[list[int], int]  # token ids, and how many of them at the start are not to be predicted
+Document = tuple[list[int], int]  # token ids, and how many of the first ones are not predicted
 Batch = tuple[Tensor, ...]
 
 
@@ -122,8 +123,8 @@ def dialogue_documents(tokenizer: PreTrainedTokenizerFast, seed: int, count: int
         turns = [{"role": "user", "content": f"{INSTRUCTION} {caption}"}]
         prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         given = tokenizer.encode(prompt, add_special_tokens=False)
-        said = tokenizer.encode(answer, add_special_tokens=False)
-        documents.append((given + said + [tokenizer.eos_token_id], len(given)))
+        reply = tokenizer.encode(answer, add_special_tokens=False)
+        documents.append((given + reply + [tokenizer.eos_token_id], len(given)))
     return documents
 
 
@@ -148,7 +149,7 @@ def padded(documents: list[Document], pad: int) -> Batch:
 
 
 def next_token_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy in nats per predicted token; right padding needs no mask under a causal one."""
+    """Mean cross entropy in nats per predicted token; with a causal mask, padding on the right needs no other."""
     logits = model(input_ids=ids).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
 
@@ -161,7 +162,7 @@ def optimize(
     what: str,
     loss_of: Callable[..., Tensor] = next_token_loss,
 ) -> None:
-    """AdamW with warm-up and cosine; without steps, nothing."""
+    """Train with AdamW, a warm-up and a cosine; with 0 steps, do nothing."""
     if not steps:
         return
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
@@ -199,16 +200,16 @@ def train(
         out: folder to write.
         family: architecture, chat template and special tokens.
         width: hidden size.
-        depth: blocks.
+        depth: number of blocks.
         vocabulary: size of the byte-level BPE vocabulary.
-        steps: of next-token prediction on captions.
-        instruct_steps: of instruction tuning; 0 leaves a base model.
-        batch_size: documents a step.
-        learning_rate: peak of the first phase; the second has a third of it.
-        documents: drawn for each phase.
+        steps: steps of next-token prediction on captions.
+        instruct_steps: steps of instruction tuning; 0 leaves a base model.
+        batch_size: documents in a step.
+        learning_rate: peak learning rate of the first phase; that of the second is a third of it.
+        documents: number of documents for each phase.
         seed: decides weights, data and order.
         threads: CPU threads.
-        recipe: the YAML these arguments come from, for the card; none: no card is written.
+        recipe: the YAML file of these arguments, which the card names; none: no card is written.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -225,7 +226,7 @@ def train(
     pad = tokenizer.pad_token_id
     stream = batches(caption_documents(tokenizer, seed, documents), batch_size, pad, rng)
     optimize(model, stream, steps, learning_rate, "captions")
-    if instruct_steps:  # a quarter captions, so that they are not forgotten
+    if instruct_steps:  # a quarter of these are captions, so that captions are not forgotten
         tuning = dialogue_documents(tokenizer, seed, documents) + caption_documents(tokenizer, seed + 1, documents // 3)
         stream = batches(tuning, batch_size, pad, rng)
         optimize(model, stream, instruct_steps, learning_rate / 3, "instruction")
@@ -237,7 +238,7 @@ def train(
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, documents: list[Document], pad: int) -> float:
-    """Exp of the mean cross entropy per predicted token."""
+    """Perplexity: exp of the mean cross entropy per predicted token."""
     total, tokens = 0.0, 0
     for i in range(0, len(documents), 50):
         ids, labels = padded(documents[i : i + 50], pad)
@@ -252,9 +253,9 @@ def card(out: str, recipe: str, count: int = 500, seed: int = 10_000) -> None:
 
     Args:
         out: the trained model's folder.
-        recipe: the YAML it was trained by, for the record.
-        count: held-out documents of each kind.
-        seed: of the held-out documents.
+        recipe: the YAML file it was trained with, which the card names.
+        count: number of held-out documents of each kind.
+        seed: seed of the held-out documents.
     """
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)

@@ -1,4 +1,4 @@
-"""Train the miniature T5 of the tables by span corruption (Raffel et al. 2020) on the text the base LLMs read.
+"""Train the miniature T5 of the tables by span corruption (Raffel et al. 2020) on the text that the base LLMs read.
 
 python -m experiments.mini_t5 train --config experiments/configs/mini_t5.yaml
 """
@@ -30,11 +30,11 @@ from lidit.models.llm import INSTRUCTION
 from lidit.scenes.corpus import texts
 
 SENTINELS = [f"<extra_id_{i}>" for i in range(32)]
-NOISE, SPAN = 0.15, 3.0  # share of tokens that are left out, and the mean length of a span
+NOISE, SPAN = 0.15, 3.0  # share of tokens that are left out; mean length of a span in tokens
 
 
 def make_tokenizer(vocabulary: int, corpus: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with T5's special tokens; the end-of-text token is the caller's to add."""
+    """A byte-level BPE tokenizer with T5's special tokens; the caller adds the end-of-text token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,32 +51,35 @@ def make_tokenizer(vocabulary: int, corpus: list[str]) -> PreTrainedTokenizerFas
 
 
 def corrupt(ids: list[int], sentinels: list[int], eos: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """A text with spans replaced by sentinels, and the spans, each after its sentinel; both end in the end of text.
+    """A text with sentinels for spans, and the spans, each after its sentinel; both end in the end-of-text token.
 
-    Of n tokens, round(0.15 n) are left out, in spans of 3 on average, neither first nor next to each other.
+    Of n tokens, round(0.15 n) are left out, in spans of 3 tokens on average, which are neither first nor adjacent.
+
+    Raises:
+        ValueError: the text is too short to leave a token out.
     """
     noise = max(1, round(NOISE * len(ids)))
     spans = min(max(1, round(noise / SPAN)), len(ids) - noise, len(sentinels))
     if spans < 1:
         raise ValueError(f"a text of {len(ids)} tokens is too short to leave one out")
-    kept = _lengths(len(ids) - noise, spans, rng)
+    between = _lengths(len(ids) - noise, spans, rng)
     cut = _lengths(noise, spans, rng)
-    given, said, at = [], [], 0
-    for sentinel, k, c in zip(sentinels, kept, cut, strict=False):
-        given += [*ids[at : at + k], sentinel]
-        said += [sentinel, *ids[at + k : at + k + c]]
-        at += k + c
-    return [*given, eos], [*said, eos]
+    given, left_out, at = [], [], 0
+    for sentinel, b, c in zip(sentinels, between, cut, strict=False):
+        given += [*ids[at : at + b], sentinel]
+        left_out += [sentinel, *ids[at + b : at + b + c]]
+        at += b + c
+    return [*given, eos], [*left_out, eos]
 
 
 def _lengths(total: int, parts: int, rng: np.random.Generator) -> list[int]:
-    """A total in parts of at least one."""
+    """Split a total at random into parts of at least one."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1 if parts > 1 else []
     return np.diff([0, *cuts, total]).tolist()
 
 
 def pairs(tokenizer: PreTrainedTokenizerFast, documents: list[str], rng: np.random.Generator) -> list[tuple]:
-    """Each text corrupted once."""
+    """Corrupt each text once, as `corrupt` does; texts of one token are left out."""
     sentinels = tokenizer.convert_tokens_to_ids(SENTINELS)
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in documents]
     return [corrupt(ids, sentinels, tokenizer.eos_token_id, rng) for ids in encoded if len(ids) > 1]
@@ -103,7 +106,7 @@ def padded(corrupted: list[tuple], pad: int) -> Batch:
 
 
 def span_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy in nats per token of the spans."""
+    """Mean cross entropy in nats per token of the spans that were left out."""
     logits = model(input_ids=ids, attention_mask=(ids != model.config.pad_token_id).long(), labels=labels).logits
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
@@ -122,24 +125,24 @@ def train(
     threads: int = 2,
     recipe: str | None = None,
 ) -> None:
-    """Train a T5 v1.1 of four heads and save it as a transformers checkpoint in bfloat16 with its card.
+    """Train a T5 v1.1 with four heads and save it as a transformers checkpoint in bfloat16 with its card.
 
-    Token embeddings begin at unit variance, as T5's do and those of the miniature LLMs (`mini_llm.make_model`). The
-    head is tied to them, as in the first T5: transformers does so in any case.
+    Token embeddings begin with unit variance, like those of T5 and of the miniature LLMs (`mini_llm.make_model`). The
+    head is tied to them, as in the first T5, because transformers always does so.
 
     Args:
         out: folder to write.
         width: hidden size.
-        depth: blocks of the encoder.
+        depth: number of blocks of the encoder.
         vocabulary: size of the byte-level BPE vocabulary.
-        decoder_depth: blocks of the decoder, which only training needs.
-        steps: of span corruption.
-        batch_size: texts a step.
-        learning_rate: peak.
-        documents: texts, the first of those that the base LLMs read.
+        decoder_depth: number of blocks of the decoder, which only training needs.
+        steps: steps of span corruption.
+        batch_size: texts in a step.
+        learning_rate: peak learning rate.
+        documents: number of texts, the first of those that the base LLMs read.
         seed: decides weights, order and spans.
         threads: CPU threads.
-        recipe: the YAML these arguments come from, for the card; none: no card is written.
+        recipe: the YAML file of these arguments, which the card names; none: no card is written.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
@@ -176,10 +179,10 @@ def card(out: str, recipe: str, seed: int = 0, count: int = 500, held_seed: int 
 
     Args:
         out: the trained model's folder.
-        recipe: the YAML it was trained by, for the record.
-        seed: it was trained with.
-        count: held-out texts.
-        held_seed: of the held-out texts and their spans.
+        recipe: the YAML file it was trained with, which the card names.
+        seed: the seed it was trained with.
+        count: number of held-out texts.
+        held_seed: seed of the held-out texts and their spans.
     """
     model = T5ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)

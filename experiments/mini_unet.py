@@ -1,8 +1,8 @@
 r"""The miniature latent diffusion model that the LLMDiff-Adapter adapts: the bundled CLIP's text tower and a U-Net.
 
-Laid out as Stable Diffusion's folders are, `text_encoder/`, `unet/` and `scheduler/`, so that diffusers reads it, too.
-The tower is the one that was trained with pictures, as Stable Diffusion's, and is frozen; the U-Net is trained with the
-text that the tower gives, as the base of the adapter's table (which prints the run's folder):
+It has the folders of Stable Diffusion, `text_encoder/`, `unet/` and `scheduler/`, so that diffusers reads it too. The
+tower was trained with pictures, like Stable Diffusion's, and is frozen; the U-Net is trained with the tower's text, as
+the base of the adapter's table (which prints the run's folder):
 
     python -m experiments.mini_unet text_encoder
     lidit table experiments/llmdiff_ablation.py run --rows "[\"the U-Net's own text encoder\"]"
@@ -28,7 +28,7 @@ from lidit.objectives import DDPM
 
 OUT = "lidit/assets/unet"
 TRAINED_BY = r'''lidit table experiments/llmdiff_ablation.py run --rows "[\"the U-Net's own text encoder\"]"'''
-PLACES = {  # open_clip's names of a tower's weights, and transformers'
+PLACES = {  # names of a tower's weights in open_clip, and in transformers
     "positional_embedding": "embeddings.position_embedding.weight",
     "token_embedding.weight": "embeddings.token_embedding.weight",
     "ln_final": "final_layer_norm",
@@ -43,7 +43,7 @@ UNREAD = ("visual.", "text_projection", "logit_scale", "attn_mask")
 
 
 def as_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The text tower of an open_clip model by transformers' names; queries, keys and values apart."""
+    """An open_clip model's text tower under transformers' names, with queries, keys and values separated."""
     tower = {}
     for name, weight in weights.items():
         if name.startswith(UNREAD):
@@ -91,8 +91,8 @@ def bundle(checkpoint: str, out: str = OUT, count: int = 100) -> None:
     """Write a checkpoint's averaged U-Net in float16 and the scheduler, score it, and write the card.
 
     Args:
-        checkpoint: of `lidit fit` with a `UNet` backbone.
-        out: folder that `text_encoder` has been written into.
+        checkpoint: a checkpoint of `lidit fit` with a `UNet` backbone.
+        out: the folder that `text_encoder` has been written into.
         count: prompts per task.
     """
     config, weights, _ = read(Path(checkpoint), ema=True)
@@ -110,7 +110,7 @@ def bundle(checkpoint: str, out: str = OUT, count: int = 100) -> None:
         Path(out),
         made_by=f"python -m experiments.mini_unet text_encoder; {TRAINED_BY}; python -m experiments.mini_unet bundle",
         seed=0,
-        data=f"drawn 64x64 scenes; shares of {count} prompts a task of which everything holds, of attributes of facts",
+        data=f"drawn 64x64 scenes; {count} prompts a task: share of prompts that hold; of attributes, share of facts",
         measured=measured | {"parameters": sum(p.numel() for p in unet.parameters())},
         versions=versions("torch", "diffusers", "transformers"),
     )

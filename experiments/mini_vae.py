@@ -1,7 +1,7 @@
 """Train the bundled miniature autoencoder on scenes, and measure it.
 
-The paper's autoencoder is 8x down with 16 channels and was not published; this is its stand-in at a million parameters,
-a diffusers `AutoencoderKL` like the SD3 and FLUX.1 autoencoders that stand in at paper scale.
+The paper's autoencoder, 8x down with 16 channels, was not published. This one with a million parameters stands in for
+it: a diffusers `AutoencoderKL`, like the SD3 and FLUX.1 autoencoders that stand in at paper scale.
 
     python -m experiments.mini_vae train --config experiments/configs/mini_vae.yaml
     python -m experiments.mini_vae train --config experiments/configs/mini_vae_decoder.yaml
@@ -27,7 +27,7 @@ from lidit.scenes.judge import read
 
 
 def images(seed: int, count: int, width: int, height: int, held: bool = False) -> Tensor:
-    """Drawn scenes as uint8 (n 3 h w)."""
+    """Pictures of drawn scenes as uint8 (n 3 h w)."""
     drawn = [torch.from_numpy(e.image) for e in examples(seed, count, width, height, held)]
     return torch.stack(drawn).permute(0, 3, 1, 2).contiguous()
 
@@ -49,20 +49,20 @@ def train(
 ) -> None:
     """Train the autoencoder and save it with its latent statistics as scaling and shift factor.
 
-    With `start`, only the decoder of an earlier autoencoder is trained on: its latents stay what they were.
+    With `start`, only the decoder of an earlier autoencoder is trained further, so that its latents stay the same.
 
     Args:
         out: folder to write (config.json and safetensors).
-        widths: channels of the resolution levels; one level fewer halvings.
-        layers_per_block: residual blocks per level.
+        widths: channels of each resolution level; sides are halved between two levels.
+        layers_per_block: residual blocks in each level.
         latent_channels: channels of the latent.
         steps: optimizer steps.
-        batch_size: images a step.
-        learning_rate: peak, after a warm-up, before a cosine to zero.
-        kl_weight: weight of the KL divergence per latent element against the pixel loss.
-        scenes: drawn images per aspect to train on.
+        batch_size: images in a step.
+        learning_rate: peak learning rate, between a warm-up and a cosine to zero.
+        kl_weight: weight of the KL divergence per latent element, relative to the pixel loss.
+        scenes: number of drawn images to train on, for each aspect.
         edge_weight: weight of the absolute error of neighbouring pixels' differences, which small textures need.
-        start: folder of an autoencoder whose decoder is trained on.
+        start: folder of an autoencoder whose decoder is trained further.
         seed: decides weights, data and order.
         threads: CPU threads.
     """
@@ -99,7 +99,7 @@ def train(
 
 
 def make_vae(widths: tuple[int, ...], layers_per_block: int, latent_channels: int) -> AutoencoderKL:
-    """An untrained autoencoder without attention, so that any size goes through it alike."""
+    """An untrained autoencoder without attention, so that it treats images of all sizes alike."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -116,7 +116,7 @@ def make_vae(widths: tuple[int, ...], layers_per_block: int, latent_channels: in
 
 
 def vae_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float, edge_weight: float) -> tuple[Tensor, Tensor]:
-    """Absolute and squared pixel error plus KL and edges; also the mean squared error alone."""
+    """The loss (absolute and squared pixel error, KL divergence, edges), and the mean squared error alone."""
     posterior = vae.encode(pixels).latent_dist
     output = vae.decode(posterior.sample()).sample.float()
     error = F.mse_loss(output, pixels)
@@ -127,19 +127,19 @@ def vae_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float, edge_weight: 
 
 
 def psnr(error: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1] from their mean squared error."""
+    """Peak signal-to-noise ratio, in dB, of images in [-1, 1], from their mean squared error."""
     return float(10 * torch.log10(4 / error.detach()))
 
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, pixels: Tensor) -> None:
-    """Set the scale and shift that give latents of zero mean and unit variance."""
+    """Set the scaling and shift factors that give latents zero mean and unit variance."""
     latent = vae.encode(pixels).latent_dist.mode()
     vae.register_to_config(scaling_factor=float(1 / latent.std()), shift_factor=float(latent.mean()))
 
 
 def read_right(scene: Scene, image: np.ndarray) -> int:
-    """How many of a scene's objects the judge reads in their cells with every attribute."""
+    """How many objects of a scene the judge reads in the right cell with all attributes right."""
     rows, cols = grid(image.shape[1], image.shape[0])
     cells = {
         (int(s.y * rows / image.shape[0]), int(s.x * cols / image.shape[1])): (s.shape, s.color, s.texture, s.size)
@@ -154,8 +154,8 @@ def card(out: str = "lidit/assets/vae", count: int = 1000, seed: int = 10_000) -
 
     Args:
         out: the trained autoencoder's folder.
-        count: held-out scenes to measure on.
-        seed: of the held-out scenes.
+        count: number of held-out scenes.
+        seed: seed of the held-out scenes.
     """
     vae = AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32).eval()
     drawn = list(examples(seed, count, held=True))

@@ -1,4 +1,4 @@
-"""CLIP score, SigLIP score and CLIP-IQA of a folder of pictures, each with the prompt that its file carries.
+"""CLIP score, SigLIP score and CLIP-IQA of a folder of pictures, each with the prompt that its file holds.
 
 python -m experiments.picture_scores score --pictures runs/a --out runs/b --clip bundled:clip --siglip bundled:siglip
 """
@@ -23,13 +23,13 @@ def score(pictures: str, out: str, clip: str = "openai", siglip: str = "webli") 
     """Score every PNG below a folder, and write the means to `OUT/scores.json`.
 
     Args:
-        pictures: folder that `lidit sample` wrote; a picture without a prompt in it is an error.
+        pictures: a folder that `lidit sample` wrote; a picture that holds no prompt is an error.
         out: folder to write.
-        clip: open_clip weights of a CLIP: `bundled:clip`, a folder, or a tag of ViT-L-14-quickgelu.
-        siglip: the same of a SigLIP, a tag of ViT-SO400M-14-SigLIP-384.
+        clip: open_clip weights of a CLIP model: `bundled:clip`, a folder, or a tag of ViT-L-14-quickgelu.
+        siglip: likewise for a SigLIP model; a tag is one of ViT-SO400M-14-SigLIP-384.
 
     Raises:
-        ValueError: there is no picture, or one does not say its prompt.
+        ValueError: there is no picture, or one holds no prompt.
     """
     found = sorted(Path(pictures).rglob("*.png"))
     if not found:
@@ -62,11 +62,11 @@ def prompt_of(path: Path) -> str:
     """The prompt that a picture was drawn for.
 
     Raises:
-        ValueError: the file does not say it.
+        ValueError: the file holds no prompt.
     """
     with Image.open(path) as image:
         if "prompt" not in image.info:
-            raise ValueError(f"{path} does not say its prompt; pictures of lidit sample do")
+            raise ValueError(f"{path} holds no prompt; score pictures that lidit sample wrote")
         return image.info["prompt"]
 
 

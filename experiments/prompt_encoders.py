@@ -4,11 +4,11 @@
 
 Cost: mini, 10 runs a seed of some minutes each on two CPU cores; paper, 10 x 300k steps of batch 256 at 256 px.
 
-Ours deviates from the systems that the presets are named after in what docs/prompt_encoders.md says; all read the same
-multi-modal LLM, train the same backbone on the same data, and differ in the prompt encoder alone. `once` is 1 where the
-text does not depend on the time, so that it can be computed once per prompt; `fall` is the first quarter of a list less
-the last. Parameters are the trained ones. In miniature the backbone's norm of the text comes with the bundled
-backbone, so that `sana` does not begin at 0.01.
+Ours deviates: docs/prompt_encoders.md says how each preset differs from the system that it is named after. All presets
+read the same multi-modal LLM, train the same backbone on the same data, and differ only in the prompt encoder. `once`
+is 1 if the text does not depend on the time, so that it can be computed once per prompt; `fall` is the first quarter of
+a list minus the last. Parameters are those that are trained. In miniature the backbone's norm of the text comes with
+the bundled backbone, so that `sana` does not begin at 0.01.
 """
 
 from experiments.setting import FIT, SETTING, row
@@ -32,7 +32,7 @@ ROWS = {name: preset(name) for name in PRESETS}
 
 
 def both(mini: tuple[str, str], paper: tuple[str, str] | None, factor: float = 1) -> dict:
-    """A column at both scales; the twins' scores are shares."""
+    """A column at both scales; the miniature benchmarks give shares, shown in per cent."""
     return {"mini": (*mini, 100), "paper": (*paper, factor) if paper else None}
 
 
@@ -47,15 +47,15 @@ COLUMNS = {
     "ms per step": ("record", "milliseconds_per_step", 1),
     "once": ("record", "once_per_prompt", 1),
 }
-CLAIMS = [("li-dit", "plain", "attributes"), ("norm-average", "plain", "attributes")]  # the paper's; arXiv 2506.08210
+CLAIMS = [("li-dit", "plain", "attributes"), ("norm-average", "plain", "attributes")]  # the paper's, arXiv 2506.08210's
 SHOWN = {
-    "mini": """Three seeds. In the mean all that refine lead all that do not: li-dit, kandinsky, krea, lumina, hunyuan
-    draw 24 to 26 % of attributes, those without a refiner 18 to 21 %; on held-out fit, the finer measure, the five
-    lie at -32.9 to -34.1 against -34.7 to -35.7. Among those that refine, attributes tell nothing apart (the difference
-    of two rows has a standard error of 2.3); on held-out fit hunyuan is clearly ahead of li-dit (2.2 standard errors),
-    and lumina is with it, which refines once per prompt, without the time: it is not the time in the gates that helps
-    here. Of those without a refiner sana fits best, which keeps the instruction in its text, clearly ahead of
-    plain; reading several layers without refining is not. That norm-average is ahead of plain in attributes rested on
-    its first seed (24.6, then 15.4 and 17.3). Milliseconds were taken on several machines that did other things too;
-    only large differences mean something."""
+    "mini": """Three seeds. On average every preset with a refiner is ahead of every preset without one: li-dit,
+    kandinsky, krea, lumina and hunyuan draw 24 to 26 % of attributes, the others 18 to 21 %; on held-out fit, the finer
+    measure, these five are at -32.9 to -34.1, the others at -34.7 to -35.7. Among the five, attributes show no
+    difference (that of two rows has a standard error of 2.3). On held-out fit hunyuan is clearly ahead of li-dit (2.2
+    standard errors), and lumina, which refines once per prompt and without the time, is close to hunyuan: what helps
+    here is not the time in the gates. Of the presets without a refiner, sana fits best, which keeps the instruction in
+    its text; it is clearly ahead of plain. Reading several layers without refining is not. That norm-average is ahead
+    of plain in attributes rests on its first seed (24.6, then 15.4 and 17.3). Milliseconds were measured on several
+    machines that did other things too, so that only large differences mean something."""
 }

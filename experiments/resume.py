@@ -1,8 +1,8 @@
-"""Is a run that was killed and resumed the run that was not? Losses of both, step by step.
+"""Does a run that is killed and resumed equal a run that is not? Compares their losses step by step.
 
-One recipe is trained four times on the same shards: without interruption; killed (kill -9) at moments drawn from a seed
-and resumed from its newest checkpoint each time; and, from the uninterrupted run's checkpoint halfway, with other
-numbers of ranks and workers. Validation takes the same noise each time, so its loss tells the weights.
+One recipe is trained several times on the same shards: without interruption; killed (kill -9) at moments drawn from a
+seed and each time resumed from its newest checkpoint; and, from the uninterrupted run's checkpoint halfway, with other
+numbers of ranks and workers. Validation always uses the same noise, so its loss depends on the weights alone.
 
     lidit prep shard --out data/resume/train --count 20000
     lidit prep shard --out data/resume/val --count 256 --seed 1 --held true
@@ -36,10 +36,10 @@ class Recipe:
     """What all the runs share.
 
     Args:
-        shards: to train on.
-        val: to validate on.
-        steps: of training.
-        batch_size: global.
+        shards: folder of the shards to train on.
+        val: folder of the shards to validate on.
+        steps: number of training steps.
+        batch_size: samples in a step of all ranks together.
     """
 
     shards: str
@@ -48,7 +48,7 @@ class Recipe:
     batch_size: int
 
     def command(self, folder: Path, start: Path | None, ranks: int = 1, workers: int = 0) -> list[str]:
-        """The command line that trains into a folder, from its beginning or from a checkpoint."""
+        """The command line that trains into a folder, from the beginning or from a checkpoint."""
         recipe = files("experiments") / "configs" / "demo.yaml"
         saving = {"folder": str(folder), "every_n_steps": EVERY, "keep": self.steps}
         trainer = {
@@ -84,13 +84,13 @@ def measure(
     """Train, kill, resume, compare; print the table and write it.
 
     Args:
-        shards: to train on.
-        val: to validate on.
+        shards: folder of the shards to train on.
+        val: folder of the shards to validate on.
         out: JSON file to write.
-        steps: of training, a multiple of 20.
-        batch_size: global.
-        kills: how often the second run is killed.
-        seed: of the moments.
+        steps: number of training steps, a multiple of 20.
+        batch_size: samples in a step of all ranks together.
+        kills: how many times the second run is killed.
+        seed: seed of the moments at which it is killed.
     """
     recipe = Recipe(str(Path(shards).resolve()), str(Path(val).resolve()), steps, batch_size)
     with tempfile.TemporaryDirectory(prefix="lidit-resume-") as name:
@@ -115,14 +115,14 @@ def train(recipe: Recipe, folder: Path, start: Path | None = None, ranks: int = 
     """Train to the end.
 
     Raises:
-        CalledProcessError: it did not get there.
+        CalledProcessError: the training failed.
     """
     folder.mkdir(parents=True)
     subprocess.run(recipe.command(folder, start, ranks, workers), check=True)
 
 
 def kill_and_resume(recipe: Recipe, folder: Path, kills: int, seed: int) -> list[int]:
-    """Kill a run again and again, some steps after each start, then let it end; gives the steps it had reached."""
+    """Kill a run several times, each time some steps after its start, then let it end; return the steps it reached."""
     rng, reached = np.random.default_rng(seed), []
     folder.mkdir(parents=True)
     span = recipe.steps // (kills + 1)
@@ -156,9 +156,9 @@ def logged(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def history(folder: Path, ranks: int = 1) -> dict[str, dict[int, float]]:
-    """Losses by the number of the step; of what was trained twice, the last counts.
+    """Losses by step number; of a step that was trained twice, the last loss counts.
 
-    Of several ranks each logs the loss of its own share in training, and all together in validation.
+    With several ranks there are only validation losses: in training each rank logs the loss of its own share.
     """
     rows = list(logged(folder))
     return {
@@ -181,7 +181,7 @@ def table(runs: dict[str, dict[str, dict[int, float]]]) -> str:
 
 
 def largest_difference(losses: dict[int, float], others: dict[int, float]) -> str:
-    """Between two runs at the same step; empty where one has no losses."""
+    """The largest difference between two runs at the same step; empty if the first has no losses."""
     return f"{max(abs(loss - others[step]) for step, loss in losses.items()):.1g}" if losses else ""
 
 

@@ -2,8 +2,8 @@
 
 A question is a short caption of two objects that training never showed together, and four dense descriptions: the right
 one, and the same sentences with the colours swapped between the objects, the shapes swapped, or one colour replaced. A
-language model answers with the description it finds most likely after the caption; chance is 25 %. Nothing but the
-model is measured: no picture, no denoiser.
+language model answers with the description it finds most likely after the caption; chance is 25 %. Only the
+language model is measured, without pictures and without a denoiser.
 
     python -m experiments.scene_questions score --llms '[{"name": "bundled:llm_llama"}]' --out runs/questions/llama
 """
@@ -42,7 +42,7 @@ WRONG = ("colors swapped", "shapes swapped", "color replaced")
 
 @dataclass(frozen=True)
 class Question:
-    """A caption, the right description of it, and wrong ones in the order of WRONG."""
+    """A caption, its right description, and wrong descriptions in the order of WRONG."""
 
     caption: str
     right: str
@@ -50,7 +50,7 @@ class Question:
 
 
 def questions(count: int, seed: int) -> list[Question]:
-    """Questions about held-out scenes; the first are the same however many are asked for."""
+    """Questions about held-out scenes; question i does not depend on `count`."""
     return [_question(np.random.default_rng([seed, i])) for i in range(count)]
 
 
@@ -64,7 +64,7 @@ def _question(rng: np.random.Generator) -> Question:
         Scene((replace(a, color=other), b)),
     ]
     caption_seed, dense_seed = rng.integers(2**31, size=2).tolist()
-    # a caption that leaves out the colours would make every description right
+    # if the caption left out the colours, every description would be right
     caption = next(
         text
         for i in range(1000)
@@ -75,7 +75,7 @@ def _question(rng: np.random.Generator) -> Question:
 
 
 def _scene(rng: np.random.Generator) -> Scene:
-    """Two objects of different colours and shapes, held out as a pair."""
+    """A scene of two objects of different colours and shapes, which is held out of training."""
     while True:
         scene = random_scene(rng, count=2)
         a, b = scene.objects
@@ -85,10 +85,10 @@ def _scene(rng: np.random.Generator) -> Scene:
 
 @torch.no_grad()
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Question]) -> list[int]:
-    """Each question's answer: 0 for the right description, 1 to 3 for a wrong one in the order of WRONG.
+    """A model's answer to each question: 0 for the right description, 1 to 3 for a wrong one in the order of WRONG.
 
-    A decoder-only model reads the caption and goes on; an encoder-decoder reads the caption and a sentinel, and fills
-    in the description. Of equal ones a wrong one is taken.
+    A decoder-only model reads the caption and continues it. An encoder-decoder reads the caption and a sentinel, and
+    fills in the description. If several descriptions are equally likely, a wrong one is taken.
     """
     likelihoods = _filled if model.config.is_encoder_decoder else _continued
     found = [likelihoods(model, tokenizer, q.caption, [*q.wrong, q.right]).argmax() for q in asked]
@@ -96,19 +96,19 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: li
 
 
 def _continued(model: Any, tokenizer: PreTrainedTokenizerFast, caption: str, options: list[str]) -> Tensor:
-    """Log-likelihoods (o), in nats, of texts after a caption."""
-    given = tokenizer.encode(f"{caption}.")  # with a first token where the tokenizer has one
-    said = [tokenizer.encode(f" {text}", add_special_tokens=False) for text in options]
-    ids, labels = padded([(given + each, len(given)) for each in said], 0)
+    """Log-likelihoods (o), in nats, of texts that continue a caption."""
+    given = tokenizer.encode(f"{caption}.")  # with a begin token if the tokenizer has one
+    texts = [tokenizer.encode(f" {text}", add_special_tokens=False) for text in options]
+    ids, labels = padded([(given + each, len(given)) for each in texts], 0)
     return _likelihoods(model(input_ids=ids).logits[:, :-1], labels[:, 1:])
 
 
 def _filled(model: Any, tokenizer: PreTrainedTokenizerFast, caption: str, options: list[str]) -> Tensor:
-    """Log-likelihoods (o), in nats, of texts in place of a sentinel after a caption."""
+    """Log-likelihoods (o), in nats, of texts that replace a sentinel after a caption."""
     given = tokenizer.encode(f"{caption}. <extra_id_0>", add_special_tokens=False) + [tokenizer.eos_token_id]
-    said = [tokenizer.encode(f"<extra_id_0> {text}", add_special_tokens=False) for text in options]
-    _, labels = padded([(each, 0) for each in said], 0)
-    return _likelihoods(model(input_ids=torch.tensor([given] * len(said)), labels=labels).logits, labels)
+    texts = [tokenizer.encode(f"<extra_id_0> {text}", add_special_tokens=False) for text in options]
+    _, labels = padded([(each, 0) for each in texts], 0)
+    return _likelihoods(model(input_ids=torch.tensor([given] * len(texts)), labels=labels).logits, labels)
 
 
 def _likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def _likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A whole language model in float32, and its tokenizer."""
+    """Load a whole language model in float32, and its tokenizer."""
     folder = load_name(name)
     set_verbosity_error()
     disable_progress_bar()
@@ -128,13 +128,13 @@ def read(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def score(llms: list[dict[str, Any]], out: str, count: int = 200, seed: int = 0) -> None:
-    """Ask each of a recipe's LLMs, and write the mean of their accuracies to `OUT/scores.json`.
+    """Ask each LLM of a recipe the questions, and write the mean of their accuracies to `OUT/scores.json`.
 
     Args:
-        llms: as a recipe names them.
+        llms: settings of the LLMs, as a recipe gives them.
         out: folder to write.
-        count: questions.
-        seed: of the questions.
+        count: number of questions.
+        seed: seed of the questions.
     """
     asked = questions(count, seed)
     scores: dict[str, float] = {}

@@ -1,9 +1,9 @@
-"""What the tables share: the two scales, the LLMs by their names in the paper, and rows in the paper's words.
+"""What the tables share: the two scales, the LLMs under their names in the paper, and rows in the paper's words.
 
-The miniature deviates from the paper's setting, in all tables alike: the world, the judge and its prompts are drawn
-ones; the average that stands for T2I-CompBench's attributes is over colour, shape, texture and spatial relations;
-features are whitened, the instruction is cut before the refiners and not after, and training begins with the bundled
-backbone, made with two other LLMs, of which only what reads text goes on learning
+In all tables the miniature deviates from the paper's setting in the same way. Scenes are drawn, and the prompts and the
+judge are made for them. The average that stands for T2I-CompBench's attributes is over colour, shape, texture and
+spatial relations. Features are whitened. The instruction is cut before the refiners, not after. Training begins with
+the bundled backbone, which was trained with two other LLMs, and goes on only in those of its parts that read text
 (`experiments/configs/mini_ablation.yaml`).
 """
 
@@ -41,13 +41,13 @@ SETTING = {
 
 T2I_AVERAGE = {"mini": ("scenes-attributes", "overall", 100), "paper": ("t2i-compbench", "attributes np8", 100)}
 DPG_AVERAGE = {"mini": ("scenes-dense", "overall", 100), "paper": ("dpg-bench", "official average", 1)}
-# beside the paper's columns: minus 100 times the loss on held-out scenes, which is finer than the judge of few pictures
+# beside the paper's columns: minus 100 times the loss on held-out scenes, a finer measure than a judge of few pictures
 FIT = {"held-out fit": {"mini": ("text-gain", "loss", -100), "paper": None}}
 COLUMNS = {"T2I-CompBench": T2I_AVERAGE, "DPG-Bench": DPG_AVERAGE} | FIT
 
 T5 = "lidit.models.t5.FrozenT5"
 BASE, TUNED = {"template": "plain"}, {}
-LLMS: dict[str, dict[str, dict[str, Any]]] = {  # by their names here: at each scale, what the recipe says
+LLMS: dict[str, dict[str, dict[str, Any]]] = {  # by our names: the settings in the recipe of each scale
     "llama_base": {
         "mini": {"name": "bundled:llm_llama_base", **BASE},
         "paper": {"name": "meta-llama/Meta-Llama-3-8B", **BASE},
@@ -68,21 +68,21 @@ COMMON = {"mini": {"dtype": "float32", "max_tokens": 128}, "paper": {}}
 
 
 def llm(name: str, scale: str, instruction: bool) -> dict[str, Any]:
-    """An LLM as a recipe names it."""
+    """The settings of an LLM, as a recipe gives them."""
     settings = LLMS[name][scale] | COMMON[scale] | ({} if instruction else {"instruction": ""})
-    if name.startswith("t5"):  # its layer is said, since over a recipe's LLM the layer of that one stays
+    if name.startswith("t5"):  # the layer is given, or else the layer of the recipe's own LLM would stay
         return {"class_path": T5, "init_args": settings | {"layer": -1}}
     return settings
 
 
 def row(*llms: str, instruction: bool = False, refiner: int = 0, fusion: str = "concat", **encoder: Any) -> dict:
-    """A row: its LLMs by their names here, and the prompt encoder's settings.
+    """A row of a table: the settings of its LLMs and of the prompt encoder, at each scale that has all these LLMs.
 
     Args:
         llms: keys of LLMS.
-        instruction: the paper's, before the caption.
-        refiner: blocks of the token refiners; 0: none.
-        fusion: how several LLMs meet.
+        instruction: whether the paper's instruction stands before the caption.
+        refiner: number of blocks of each token refiner; 0: no refiner.
+        fusion: how the features of several LLMs are joined.
         encoder: further arguments of `PromptEncoder`.
     """
     settings = {"refiner_depth": refiner, "fusion": fusion, **encoder}

@@ -1,9 +1,9 @@
 """How fast data loads, against plain webdataset, ImageFolder and decoding alone; and how fast a run resumes.
 
-All loaders hand over the same: shuffled batches of uint8 images (b 3 H W) and captions, from the same JPEG bytes,
-decoded by Pillow; or float32 latents and padded features. They are timed one after the other, several times round, and
-compared within this one run. Decoding alone is one process that decodes the same bytes from memory in a loop. Nothing
-else should run on the machine meanwhile: its load is recorded.
+All loaders give the same: shuffled batches of uint8 images (b 3 H W) and captions, from the same JPEG bytes,
+decoded by Pillow; or float32 latents and padded features. They are timed in turn, for several rounds, and compared
+within this one run. Decoding alone is one process that decodes the same bytes from memory in a loop. Nothing else
+should run on the machine meanwhile; its load is recorded.
 
     python -m experiments.speed_data run --out experiments/results/speed_data.json
 """
@@ -60,15 +60,15 @@ def run(
 
     Args:
         out: JSON file to write.
-        samples: JPEGs that a timing reads.
-        cached_samples: samples with latents and features that a timing reads.
+        samples: JPEGs that are read in a timing.
+        cached_samples: samples with latents and features that are read in a timing.
         batch_size: samples in a batch.
         repeats: timings of each loader, of which the median counts.
         workers: numbers of worker processes.
         pixels: width and height of the JPEGs.
-        resumed_shards: shards of the set that is resumed.
-        shard_size: samples in each of these.
-        position: batches before the first one that a resumed run shows.
+        resumed_shards: number of shards of the set that is resumed.
+        shard_size: samples in each of these shards.
+        position: number of batches that the resumed run has done before.
     """
     settings, at_start = dict(locals()), machine()
     torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def of_images(folder: Path, jpegs: list[bytes], batch_size: int, workers: tuple[
 
 
 def of_caches(folder: Path, samples: int, batch_size: int, workers: tuple[int, ...]) -> Makers:
-    """Loaders of the same latents and features: in a cache beside the shards, and as npy files in webdataset's."""
+    """Loaders of the same latents and features: from a cache beside the shards, or from npy files in tars."""
     shards, arrays, cache = folder / "captions", folder / "arrays", folder / "cache"
     write_shards(shards, [{"jpg": photo(0, 8 * LATENT[1])}] * samples)
     index = ShardIndex(str(shards))
@@ -117,7 +117,7 @@ def of_caches(folder: Path, samples: int, batch_size: int, workers: tuple[int, .
 
 
 def rounds(what: str, makers: Makers, batches: int, batch_size: int, repeats: int) -> list[Row]:
-    """Time all loaders, again and again."""
+    """Time all loaders in turn, `repeats` times; of each loader the median counts."""
     rates: dict[tuple[str, int], list[float]] = {key: [] for key in makers}
     for _, (key, make) in itertools.product(range(repeats), makers.items()):
         rates[key].append(rate(make(), batches, batch_size))
@@ -129,7 +129,7 @@ def rounds(what: str, makers: Makers, batches: int, batch_size: int, repeats: in
 
 
 def rate(loader: Iterable, batches: int, batch_size: int) -> float:
-    """Samples per second over about one pass, from when the first batch is there."""
+    """Samples per second over about one pass, measured after the first batch."""
     iterator = iter(loader)
     next(iterator)
     start = time.perf_counter()
@@ -138,7 +138,7 @@ def rate(loader: Iterable, batches: int, batch_size: int) -> float:
 
 
 def decoding(jpegs: list[bytes], batch_size: int) -> Iterator[list[np.ndarray]]:
-    """Nothing but decoding from memory, in one process."""
+    """Only decode JPEGs from memory, in one process."""
     for first in range(0, len(jpegs), batch_size):
         yield [np.array(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs[first : first + batch_size]]
 
@@ -153,7 +153,7 @@ def lidit(shards: Path, batch_size: int, workers: int, cache: str | None = None)
 
 
 def plain_webdataset(shards: Path, batch_size: int, workers: int, collate: Callable) -> Iterable:
-    """Webdataset as its documentation begins: shards and a buffer shuffled, decoded, batched in the workers."""
+    """Webdataset as its documentation begins: shards and a buffer are shuffled; workers decode and batch."""
     names = [str(path) for path in sorted(shards.glob("*.tar"))]
     dataset = webdataset.WebDataset(names, shardshuffle=len(names), seed=0).shuffle(500).decode("pil").repeat()
     dataset = dataset.batched(batch_size, collation_fn=collate)
@@ -181,11 +181,11 @@ def image_folder(folder: Path, batch_size: int, workers: int) -> Iterable:
 
 
 def resuming(folder: Path, shards: int, shard_size: int, position: int) -> Row:
-    """Resume a large set in new processes: the first reads every index, the second what that one has kept."""
+    """Resume a large set in new processes: the first reads every index, the second the cache that the first wrote."""
     names = [f"{i:05d}" for i in range(shards)]
     write_shards(folder / "one", [{"jpg": photo(0, 64)}] * (shard_size * SHARDS))
     (folder / "all").mkdir()
-    for name, end in itertools.product(names, (".tar", ".index.npz")):  # all are the same one; only the reading counts
+    for name, end in itertools.product(names, (".tar", ".index.npz")):  # all link to one shard; only reading counts
         (folder / "all" / f"{name}{end}").symlink_to(folder / "one" / f"00000{end}")
     command = [sys.executable, "-m", "experiments.speed_data", "resume", "--shards", str(folder / "all")]
     command += ["--kept", str(folder / "kept"), "--position", str(position)]
@@ -194,12 +194,12 @@ def resuming(folder: Path, shards: int, shard_size: int, position: int) -> Row:
 
 
 def resume(shards: str, kept: str, position: int, batch_size: int = 128) -> None:
-    """Print how long it takes until the batch at a position is there, and the most memory it took.
+    """Print how long it takes to read the batch at a position, and the most memory that it takes.
 
     Args:
-        shards: as for `ShardData`.
-        kept: its `shard_cache`.
-        position: batches before the one that is read.
+        shards: shards as for `ShardData`.
+        kept: the argument `shard_cache` of `ShardData`.
+        position: number of batches before the one that is read.
         batch_size: samples in a batch.
     """
     imported, start = peak(), time.perf_counter()
@@ -216,13 +216,13 @@ def resume(shards: str, kept: str, position: int, batch_size: int = 128) -> None
 
 
 def peak() -> float:
-    """The most memory this process has had, in 10^9 bytes; files mapped into it count."""
-    lines = Path("/proc/self/status").read_text().splitlines()  # of getrusage, a child inherits its parent's
+    """The most memory that this process has had, in 10^9 bytes, including mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()  # a child process inherits the maximum of getrusage
     return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
 
 
 def machine() -> dict[str, object]:
-    """What it was measured on, and what else was running."""
+    """The machine that is measured on, and how busy it is."""
     cpus = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -235,7 +235,7 @@ def machine() -> dict[str, object]:
 
 
 def ratios(rows: list[Row]) -> list[dict[str, float | None]]:
-    """Each row's rate against decoding alone, and against webdataset with as many workers."""
+    """Each row's rate divided by that of decoding alone, and by webdataset's with as many workers."""
     rates = {(row["what"], row["loader"], row["workers"]): row["samples_per_second"] for row in rows}
     pairs = []
     for row in rows:
@@ -245,7 +245,7 @@ def ratios(rows: list[Row]) -> list[dict[str, float | None]]:
 
 
 def reached(rows: list[Row], resumed: Row) -> dict[str, bool]:
-    """Which of the aims."""
+    """Which of the aims are reached."""
     mine = [(row, ratio) for row, ratio in zip(rows, ratios(rows), strict=True) if row["loader"] == LIDIT]
     beside_imports = resumed["peak_gb"] - resumed["imports_gb"]
     alone = [ratio["decoding"] for row, ratio in mine if not row["workers"] and ratio["decoding"]]
@@ -258,7 +258,7 @@ def reached(rows: list[Row], resumed: Row) -> dict[str, bool]:
 
 
 def table(rows: list[Row], resumed: Row) -> str:
-    """All of it as Markdown."""
+    """All results as Markdown."""
     lines = ["| what | loader | workers | samples/s | of decoding | of webdataset |", "|---|---|---|---|---|---|"]
     for row, ratio in zip(rows, ratios(rows), strict=True):
         against = " | ".join("" if value is None else f"{value:.2f}" for value in ratio.values())

@@ -1,9 +1,9 @@
 """How fast the denoiser trains and predicts per operation, against the transformers of diffusers, at equal sizes.
 
-LIDiT, PixArt's and Stable Diffusion 3's transformer get the same latents, text, depth, width, heads and patch. They are
-timed in turn, several rounds in one process, and compared within each round, so that what else the machine does falls
-on all of them. Operations are counted by torch for each (matrix products, convolutions, attention). Memory is what
-autograd keeps for the backward pass of one step, with the weights, gradients and AdamW.
+LIDiT and the transformers of PixArt and Stable Diffusion 3 have the same latents, text, depth, width, heads and patch.
+They are timed in turn, for several rounds in one process, and compared within each round, so that other work of the
+machine slows all of them. For each, torch counts the operations (matrix products, convolutions, attention). Memory is
+what autograd saves for the backward pass of one step, plus weights, gradients and AdamW's states.
 
     python -m experiments.speed_denoiser run --out experiments/results/speed_denoiser.json
     python -m experiments.speed_denoiser run --device cuda --sizes '[[28, 1152, 16, 32]]' --batch_size 64 --out FILE
@@ -33,23 +33,23 @@ from lidit.models.lidit import LIDiT
 from lidit.models.prompt_encoder import Text
 
 CHANNELS, TOKENS, PATCH = 16, 120, 2  # latent channels; text tokens
-BYTES_OF_STATES = 16  # of a parameter: weight, gradient and AdamW's two, in float32
-TO_REACH = 1.15  # operations a second in training, over PixArt's
+BYTES_OF_STATES = 16  # for each parameter: weight, gradient and AdamW's two states, in float32
+TO_REACH = 1.15  # operations a second in training to reach, divided by PixArt's
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a denoiser and its input."""
+    """The size of a denoiser and its input."""
 
     depth: int
     width: int
     heads: int
-    side: int  # of the latent
+    side: int  # side of the latent
 
 
 class Denoiser(nn.Module):
-    """A model behind one call: latent (b c h w), time (b), text (b l d) to a prediction."""
+    """A model that is called in the same way as the others: latent (b c h w), time (b), text (b l d) -> prediction."""
 
     def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]):
         super().__init__()
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
 
 
 def ours(size: Size) -> Denoiser:
-    """LIDiT, with text as its prompt encoder gives it."""
+    """LIDiT, with text in the form that its prompt encoder gives."""
 
     def call(model: nn.Module, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
@@ -70,7 +70,7 @@ def ours(size: Size) -> Denoiser:
 
 
 def pixart(size: Size) -> Denoiser:
-    """PixArt's: cross-attention, modulation shared by the blocks, text projected by an MLP."""
+    """PixArt's transformer: cross-attention, modulation shared by the blocks, text projected by an MLP."""
     model = PixArtTransformer2DModel(
         num_attention_heads=size.heads,
         attention_head_dim=size.width // size.heads,
@@ -88,7 +88,7 @@ def pixart(size: Size) -> Denoiser:
 
 
 def sd3(size: Size) -> Denoiser:
-    """Stable Diffusion 3's: text and image in one attention, each with weights of its own."""
+    """Stable Diffusion 3's transformer: text and image in one attention, each with its own weights."""
     model = SD3Transformer2DModel(
         sample_size=size.side,
         patch_size=PATCH,
@@ -123,9 +123,9 @@ def run(
         out: JSON file to write.
         sizes: depth, width, heads, and side of the latent.
         batch_size: images in a step.
-        rounds: of each model in turn, after one that does not count.
-        dtypes: that matrix products are computed in; weights are float32.
-        compiled: without and with torch.compile, block by block.
+        rounds: how many times the models are timed in turn, after one round that does not count.
+        dtypes: dtypes in which matrix products are computed; weights are float32.
+        compiled: whether blocks are compiled with torch.compile; a list of both measures both.
         device: cpu or cuda.
     """
     settings, at_start = dict(locals()), machine()
@@ -145,7 +145,7 @@ def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, dev
     """A row for each model, timed in turn."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    gc.collect()  # the models before, which their compiled blocks may still hold
+    gc.collect()  # frees earlier models, which their compiled blocks may still refer to
     inputs = (
         torch.randn(batch, CHANNELS, size.side, size.side, device=device),
         torch.rand(batch, device=device),
@@ -157,7 +157,7 @@ def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, dev
     for name, model in models.items():
         if compiled:
             compile_blocks(model.model)
-            rows[name]["peak_mb"] = None  # hooks on what autograd keeps do not see into compiled blocks
+            rows[name]["peak_mb"] = None  # hooks on what autograd saves do not see into compiled blocks
         optimizer = torch.optim.AdamW(model.parameters())
         steps[name] = {
             "training": lambda model=model, optimizer=optimizer: train(model, optimizer, inputs, dtype),
@@ -180,7 +180,7 @@ def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, dev
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block of a transformer, as `lidit fit` does with LIDiT's: equal ones share what is compiled."""
+    """Compile each block of a transformer, as `lidit fit` does with LIDiT's; equal blocks share the compiled code."""
     for block in model.blocks if isinstance(model, LIDiT) else model.transformer_blocks:
         block.compile()
 
@@ -190,16 +190,16 @@ def counted(model: Denoiser, inputs: tuple[Tensor, ...], dtype: str) -> Row:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention as matrix products
         predict(model, inputs, dtype)
     parameters = sum(p.numel() for p in model.parameters())
-    kept = kept_bytes(lambda: computed(model, inputs, dtype))
+    saved = kept_bytes(lambda: computed(model, inputs, dtype))
     return {
         "parameters": parameters,
         "forward_gflop": counter.get_total_flops() / 1e9,
-        "peak_mb": (BYTES_OF_STATES * parameters + kept) / 1e6,
+        "peak_mb": (BYTES_OF_STATES * parameters + saved) / 1e6,
     }
 
 
 def computed(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str) -> Tensor:
-    """A prediction, in a dtype as training in mixed precision has it."""
+    """A prediction with matrix products in this dtype, as in mixed-precision training."""
     with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         return model(*inputs)
 
@@ -230,7 +230,7 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 
 
 def reached(rows: list[Row]) -> dict[str, bool]:
-    """What was to be reached, at every size and setting that it was measured at."""
+    """Whether each aim is reached at every size and setting that was measured."""
     ours_, theirs = ([r for r in rows if r["model"] == name] for name in ("LIDiT", "PixArt"))
     speeds = [row["training_over_pixart"] >= TO_REACH for row in ours_]
     found = {f"training per operation at least {TO_REACH} of PixArt's": all(speeds)}

@@ -1,7 +1,7 @@
 """LI-DiT at the paper's sizes on one GPU: images a second, model FLOP utilisation, memory.
 
-A training step of prompt encoder and backbone (forward, backward, AdamW) in bf16-mixed precision, on latents and LLM
-features that are there already, as from a cache. Utilisation is the operations of the model a second
+Timed is a training step of prompt encoder and backbone (forward, backward, AdamW) in bf16-mixed precision, on latents
+and LLM features that exist already, as from a cache. Utilisation is the model's number of operations a second
 (`models/flops.py`; what is recomputed does not count) over those of a large matrix product in bfloat16, measured in the
 same run. A row that does not fit into the GPU's memory says so.
 
@@ -34,20 +34,21 @@ from lidit.models.prompt_encoder import PromptEncoder
 from lidit.parallel import Parallel, shard, units
 
 Found = dict[str, Any]
-CHANNELS, LLM_WIDTHS, TOKENS, PIXELS = 16, [4096, 4096], 120, 8  # of latent; of features; of captions; a latent's side
+# of a latent; of features; of a caption; of the image for one of the latent, along a side
+CHANNELS, LLM_WIDTHS, TOKENS, PIXELS = 16, [4096, 4096], 120, 8
 WIDTH_10B, HEADS_10B = 2816, 44  # Table 7
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Of a row.
+    """What is measured in a row.
 
     Args:
-        pixels: side of a picture.
-        batch: images of a step.
-        compiled: blocks by torch.compile.
+        pixels: side of an image.
+        batch: images in a step.
+        compiled: compile the blocks with torch.compile.
         every: recompute every n-th block; 0: none.
-        sharded: FSDP2 over the one GPU, for what it costs.
+        sharded: use FSDP2 on the one GPU, to see what it costs.
         model: LI-DiT, or PixArt of diffusers without a prompt encoder.
     """
 
@@ -69,7 +70,7 @@ SETTINGS = [
 
 
 class Whole(nn.Module):
-    """Prompt encoder and backbone behind one call."""
+    """Prompt encoder and backbone as one module."""
 
     def __init__(self, depth: int, width: int, heads: int):
         super().__init__()
@@ -82,20 +83,20 @@ class Whole(nn.Module):
         return self.backbone(x, t, self.prompt_encoder([(each, mask, start) for each in features], t))
 
     def flops(self, side: int) -> int:
-        """Operations of an image, forward and backward."""
-        kept, tokens = [TOKENS] * len(LLM_WIDTHS), [INSTRUCTION + TOKENS] * len(LLM_WIDTHS)
-        passes = backbone_flops(self.backbone, (side // self.backbone.patch) ** 2, sum(kept))
-        return FORWARD_AND_BACKWARD * (passes + prompt_encoder_flops(self.prompt_encoder, tokens, kept))
+        """Operations for one image, forward and backward."""
+        caption, prompt = [TOKENS] * len(LLM_WIDTHS), [INSTRUCTION + TOKENS] * len(LLM_WIDTHS)
+        passes = backbone_flops(self.backbone, (side // self.backbone.patch) ** 2, sum(caption))
+        return FORWARD_AND_BACKWARD * (passes + prompt_encoder_flops(self.prompt_encoder, prompt, caption))
 
 
 def run(out: str, device: str = "cuda", rounds: int = 10, size: tuple[int, int, int] = (28, 1152, 16)) -> None:
     """Time every setting, print each row and write all as JSON.
 
     Args:
-        out: JSON file to write; after each row.
-        device: cuda; cpu for a test.
+        out: JSON file, written after each row.
+        device: cuda, or cpu for a test.
         rounds: steps that are timed, after three that are not.
-        size: depth, width and heads.
+        size: depth, width and heads of the backbone.
     """
     place = torch.device(device)
     rows: list[Found] = []
@@ -152,21 +153,21 @@ def measured(setting: Setting, size: tuple[int, int, int], device: torch.device,
 
 
 def forget() -> None:
-    """Give back the memory of earlier models: blocks that are recomputed or compiled refer to themselves."""
+    """Free the memory of earlier models; recomputed or compiled blocks refer to themselves and would stay."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def blocks(out: str, device: str = "cuda", batch: int = 8, pixels: int = 512, most: int = 64) -> None:
-    """Forward and backward of the 10B's blocks, all recomputed, as deep as the GPU holds; print and write as JSON.
+    """Find how many of the 10B's blocks fit into the GPU if all are recomputed; time them, print and write as JSON.
 
     Args:
         out: JSON file to write.
-        device: cuda; cpu for a test.
-        batch: images.
-        pixels: side of a picture.
-        most: blocks at most; doubled from 1, and what does not fit is halved towards what does.
+        device: cuda, or cpu for a test.
+        batch: images in a step.
+        pixels: side of an image.
+        most: the most blocks to try: their number is doubled from 1 until they do not fit, then found by bisection.
     """
     place, fitting, failed = torch.device(device), 0, most + 1
     tried: list[Found] = []
@@ -183,7 +184,7 @@ def blocks(out: str, device: str = "cuda", batch: int = 8, pixels: int = 512, mo
 
 
 def stack_seconds(depth: int, batch: int, pixels: int, device: torch.device) -> float:
-    """Seconds of forward and backward pass of a stack of the 10B's blocks with its gradients."""
+    """Median seconds of a forward and a backward pass of a model with this many of the 10B's blocks."""
     forget()
     width, heads = (WIDTH_10B, HEADS_10B) if device.type == "cuda" else (64, 2)
     side = pixels // PIXELS
@@ -204,7 +205,7 @@ def stack_seconds(depth: int, batch: int, pixels: int, device: torch.device) -> 
 
 
 def matmul_rate(device: torch.device) -> float:
-    """10^12 operations a second of a large matrix product in bfloat16."""
+    """Speed of a large matrix product in bfloat16, in 10^12 operations a second."""
     n = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = [timed(lambda: a @ b, device) for _ in range(20)]
@@ -212,7 +213,7 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def alone(device: torch.device) -> None:
-    """A process group of this process."""
+    """Start a process group that consists of this process alone."""
     if not torch.distributed.is_initialized():
         kind = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(kind, store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -224,7 +225,7 @@ def called(device: torch.device) -> str:
 
 
 def write(out: str, found: Found) -> None:
-    """As JSON."""
+    """Write the results as JSON."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,8 +1,8 @@
 """What Lightning, callbacks, logging and data add to a training step of the miniature's recipe.
 
-The recipe is trained by `lidit fit` with all that it names, and its bare step (loss, backward pass, clipping,
-optimizer) on batches that are in memory is looped by hand; both in turn, several rounds in one process, compared within
-each round.
+`lidit fit` trains the recipe with everything that it names; a loop written by hand runs the bare step (loss, backward
+pass, clipping, optimizer) on batches that are already in memory. Both run in turn, for several rounds in one process,
+and are compared within each round.
 
     python -m experiments.speed_loop run --out experiments/results/speed_loop.json
 """
@@ -29,26 +29,26 @@ from lidit import fit
 from lidit.optimizers import adamw, muon
 from lidit.plan import RecipeAlone
 
-TO_REACH = 0.05  # of the bare step
+TO_REACH = 0.05  # the overhead to reach, as a share of the bare step
 
 
 class Clock(Callback):
-    """Seconds of each step, the wait for its batch included."""
+    """Measures the seconds of each step, including the wait for its batch."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        """A step has ended."""
+        """Note the time at which a step ended."""
         self.ends.append(time.perf_counter())
 
     def seconds(self, warmup: int) -> float:
-        """Of a step, on average."""
+        """Mean seconds of a step, without the first `warmup` steps."""
         return (self.ends[-1] - self.ends[warmup]) / (len(self.ends) - 1 - warmup)
 
 
 class Timed(fit.RecipeCLI):
-    """`lidit fit` with a clock."""
+    """`lidit fit` with a clock among its callbacks."""
 
     def before_fit(self) -> None:
         super().before_fit()
@@ -64,14 +64,14 @@ def run(
     warmup: int = 4,
     options: list[str] = [],  # noqa: B006
 ) -> None:
-    """Time both, print the overhead and write it as JSON.
+    """Time both loops, print the overhead and write it as JSON.
 
     Args:
         out: JSON file to write.
         config: the recipe.
-        rounds: of both in turn.
-        steps: of each in a round, after the warm-up.
-        warmup: steps that do not count.
+        rounds: how many times both loops are timed in turn.
+        steps: timed steps of each loop in a round, after the warm-up.
+        warmup: steps before them that are not timed.
         options: further words for `lidit fit`.
     """
     settings, at_start = dict(locals()), machine()
@@ -94,18 +94,18 @@ def run(
 
 
 def recipe(folder: Path, config: str, steps: int) -> list[str]:
-    """The recipe on shards of its own, without what happens once in a thousand steps."""
+    """Words for `lidit fit`: the recipe on newly made shards, without what happens once in a thousand steps."""
     shards, latents = str(folder / "shards"), str(folder / "latents")
     shard(shards, count=1024, workers=1)
     precompute(shards, latents)
     words = ["--config", config, "--data.train", shards, "--data.cache", latents]
     words += ["--data.val", "null", "--data.val_cache", "null"]
-    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]  # where the bare loop is
+    words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]  # the bare loop runs there
     return words + ["--trainer.max_steps", str(steps), "--trainer.enable_progress_bar", "false"]
 
 
 def bare(words: list[str], steps: int, warmup: int) -> float:
-    """Seconds of a step by hand."""
+    """Mean seconds of a step in the loop written by hand."""
     built: Any = fit.run("fit", words, RecipeAlone)
     model, data, clip = built.model, built.datamodule, built.config_init.fit.trainer.gradient_clip_val
     data.setup("fit")

@@ -1,16 +1,16 @@
-"""What reading a prompt costs, and what is saved of it.
+"""What reading a prompt costs, and how much can be saved.
 
-An LLM of the size asked for, with random weights and a bundled tokenizer, reads captions of the miniature world:
+An LLM of a given size, with random weights and a bundled tokenizer, reads captions of the miniature world:
 
-- as a user of transformers would have it: the whole model, all hidden states, one of which is taken;
-- stopped at the tapped block, as `FrozenLLM` is: (L - 2) / L of the blocks and no head; with the instruction, which all
-  prompts share, read for each prompt, and read once;
-- with captions in order of length, as `lidit prep precompute` reads them, or as they come;
+- as with transformers alone: the whole model runs and gives all hidden states, of which one is used;
+- stopped at the tapped block, like `FrozenLLM`: (L - 2) / L of the blocks and no head; the instruction, which all
+  prompts share, is read for each prompt, or only once;
+- with the captions sorted by length, as `lidit prep precompute` reads them, or unsorted;
 - from a cache that `lidit prep precompute` has written.
 
-Each is timed in turn, several rounds in one process, and compared within each round. Then the prompt encoder's share of
-LI-DiT-1B: operations counted, and seconds of one forward pass of each part on this machine. LI-DiT's text depends on
-the time; where a preset's does not, sampling encodes it once and keeps each block's keys and values.
+All ways are timed in turn, for several rounds in one process, and compared within each round. Then follows the prompt
+encoder's share of LI-DiT-1B: operations, and seconds of one forward pass of each part on this machine. LI-DiT's text
+depends on the time; where that of a preset does not, sampling encodes it once and reuses each block's keys and values.
 
     python -m experiments.speed_prompt_encoding run --out experiments/results/speed_prompt_encoding.json
 """
@@ -46,8 +46,8 @@ from lidit.scenes import benchmarks
 
 Found = dict[str, Any]
 LLM_PARAMETERS = (6.54e9, 6.07e9)  # of the 30 blocks of LLaMA3-8B and Qwen1.5-7B up to the tapped state
-TOKENS = 120  # of a caption, at 1B
-IMAGE_TOKENS = 256  # of 256 px
+TOKENS = 120  # tokens of a caption of LI-DiT-1B
+IMAGE_TOKENS = 256  # tokens of an image of 256 px
 
 
 def run(
@@ -59,15 +59,15 @@ def run(
     rounds: int = 5,
     backbone: tuple[int, int] = (28, 1152),
 ) -> None:
-    """Time and count, print both and write them as JSON.
+    """Time the ways to read, count operations, print both and write them as JSON.
 
     Args:
         out: JSON file to write.
-        width: of the LLM.
-        depth: of the LLM, in blocks.
-        prompts: short and dense captions.
-        batch_size: of them at once.
-        rounds: of each way in turn, after one that does not count.
+        width: width of the LLM.
+        depth: number of the LLM's blocks.
+        prompts: number of captions, half of them short and half dense.
+        batch_size: captions that are read at once.
+        rounds: how many times all ways are timed in turn, after one round that does not count.
         backbone: depth and width of the transformer that reads the text.
     """
     settings, at_start = dict(locals()), machine()
@@ -80,7 +80,7 @@ def run(
 
 
 def read_in_turn(folder: Path, width: int, depth: int, count: int, batch_size: int, rounds: int) -> list[Found]:
-    """Captions a second of each way, over the first, and bytes of weights."""
+    """For each way: captions a second, their ratio to the first way, and megabytes of weights."""
     made(folder, width, depth)
     texts = [q.text for name in ("attributes", "dense") for q in benchmarks.prompts(name, count, 0)[: count // 2]]
     mixed = [texts[i] for i in torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()]
@@ -113,7 +113,7 @@ def read_in_turn(folder: Path, width: int, depth: int, count: int, batch_size: i
 
 
 def cached(folder: Path, llm: FrozenLLM, captions: list[str]) -> Callable[[list[str]], object]:
-    """Gives the features of captions from a cache of them, which it writes."""
+    """Write a cache of the captions' features; return a function that reads captions from it."""
     picture = photo(0, 64)
     write_shards(folder / "shards", [{"jpg": picture, "json": json.dumps({"caption": c}).encode()} for c in captions])
     index = ShardIndex(str(folder / "shards"))
@@ -124,7 +124,7 @@ def cached(folder: Path, llm: FrozenLLM, captions: list[str]) -> Callable[[list[
 
 
 class Apart(FrozenLLM):
-    """Reads the instruction again for each prompt."""
+    """An LLM that reads the instruction again for each prompt."""
 
     def _shared(self, splits: list) -> int:
         return 0
@@ -147,27 +147,27 @@ def made(folder: Path, width: int, depth: int) -> None:
 
 @torch.no_grad()
 def all_states(model: Any, llm: FrozenLLM, batch: list[str]) -> Tensor:
-    """The tapped hidden state of a whole model's."""
+    """The tapped hidden state, from a whole model that returns all of them."""
     ids, mask, _ = llm._pad([llm.prompts.split(prompt) for prompt in batch])
     return model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states[llm.layer]
 
 
 def size(model: torch.nn.Module) -> int:
-    """Bytes of the weights."""
+    """Bytes of a model's weights."""
     return sum(p.numel() * p.itemsize for p in model.parameters())
 
 
 def shares(depth: int, width: int, rounds: int) -> Found:
-    """The prompt encoder's part of a model whose text comes from two LLMs of width 4096, counted and measured."""
+    """The prompt encoder's share of a model that reads two LLMs of width 4096, by operations and by time."""
     backbone, encoder = LIDiT(16, depth, width), PromptEncoder([4096, 4096], width)
-    kept, tokens = [TOKENS] * 2, [INSTRUCTION + TOKENS] * 2
+    caption, prompt = [TOKENS] * 2, [INSTRUCTION + TOKENS] * 2
     counted = {
-        "LLMs": sum(2 * parameters * tokens[0] for parameters in LLM_PARAMETERS),
-        "prompt encoder": prompt_encoder_flops(encoder, tokens, kept),
-        "backbone": backbone_flops(backbone, IMAGE_TOKENS, sum(kept)),
+        "LLMs": sum(2 * parameters * prompt[0] for parameters in LLM_PARAMETERS),
+        "prompt encoder": prompt_encoder_flops(encoder, prompt, caption),
+        "backbone": backbone_flops(backbone, IMAGE_TOKENS, sum(caption)),
     }
-    mask = torch.ones(1, tokens[0], dtype=torch.bool)
-    features = [(torch.randn(1, tokens[0], 4096), mask, torch.tensor([INSTRUCTION]))] * 2
+    mask = torch.ones(1, prompt[0], dtype=torch.bool)
+    features = [(torch.randn(1, prompt[0], 4096), mask, torch.tensor([INSTRUCTION]))] * 2
     side = 2 * int(IMAGE_TOKENS**0.5)
     latent, t = torch.randn(1, 16, side, side), torch.rand(1)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def shares(depth: int, width: int, rounds: int) -> Found:
         / (counted["LLMs"] + 3 * step),
         "counted_over_25_steps_computed_once": counted["prompt encoder"]
         / (counted["prompt encoder"] + 25 * counted["backbone"]),
-        "counted_keys_and_values_of_the_backbone": 4 * sum(kept) * width**2 * depth / counted["backbone"],
+        "counted_keys_and_values_of_the_backbone": 4 * sum(caption) * width**2 * depth / counted["backbone"],
     }
     print(json.dumps(found, indent=1))
     return found

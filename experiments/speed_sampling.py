@@ -1,9 +1,10 @@
-"""How fast the bundled model draws, and how well, by the number of evaluations.
+"""How fast and how well the bundled model draws with different numbers of evaluations.
 
-The judge scores the same prompts and noise drawn by each sampler with (about) the same numbers of evaluations. Speed is
-that of `Pipeline`, from sentences to pixels, beside a PixArt-alpha pipeline of diffusers with a transformer of the same
-depth, width, heads and patch and the same VAE, which is given its text ready: both draw the same batch in turn, several
-rounds in one process, with guidance as one batch, and are compared within each round.
+Each sampler draws the same prompts from the same noise with (about) the same numbers of evaluations, and the judge
+scores the pictures. Speed is that of `Pipeline`, from sentences to pixels, beside a PixArt-alpha pipeline of diffusers
+that has the same VAE and a transformer of the same depth, width, heads and patch, and receives its text as features.
+Both draw the same batch in turn, for several rounds in one process, with guidance in one batch, and are compared within
+each round.
 
     python -m experiments.speed_sampling run --out experiments/results/speed_sampling.json
 """
@@ -32,7 +33,7 @@ from lidit.scenes import benchmarks
 
 Row = dict[str, Any]
 GUIDANCE = 3.0
-INTERVAL = (0.2, 1.0)  # times with guidance, in the row that leaves it out near the data
+INTERVAL = (0.2, 1.0)  # the times with guidance in the row that uses none near the data
 
 
 def run(
@@ -44,20 +45,20 @@ def run(
     rounds: int = 5,
     steps: int = 25,
 ) -> None:
-    """Judge and time, print both and write them as JSON.
+    """Judge pictures and time drawing, print both and write them as JSON.
 
     Args:
         out: JSON file to write.
-        evaluations: numbers of them that are judged; heun takes an odd number, the next lower one.
-        benchmark: a twin's, of which the overall score is taken.
+        evaluations: numbers of evaluations to judge; heun needs an odd number and takes the next lower one.
+        benchmark: a miniature benchmark, of which the overall score is used.
         count: prompts per task.
-        batch_size: images that are timed.
-        rounds: of each pipeline in turn, after one that does not count.
-        steps: of the pipelines that are timed.
+        batch_size: images in a batch that is timed.
+        rounds: how many times the pipelines are timed in turn, after one round that does not count.
+        steps: sampling steps of the pipelines that are timed.
     """
     settings, at_start = dict(locals()), machine()
     pipeline = Pipeline.load()
-    pipeline.model.cpu()  # where the pipeline beside it draws
+    pipeline.model.cpu()  # the pipeline beside it draws there
     quality = judged(pipeline, benchmark, count, evaluations)
     speed = timed(pipeline, batch_size, rounds, steps)
     found = {"machine": at_start, "versions": versions("torch", "diffusers"), "settings": settings}
@@ -83,7 +84,7 @@ def judged(pipeline: Pipeline, benchmark: str, count: int, evaluations: list[int
 
 
 def timed(pipeline: Pipeline, batch_size: int, rounds: int, steps: int) -> list[Row]:
-    """Images a second of each way to draw a batch, and over diffusers' within a round."""
+    """For each way to draw a batch: images a second, and their ratio to diffusers' within a round."""
     prompts = [q.text for q in benchmarks.prompts("attributes", batch_size, 0)][:batch_size]
     noise = pipeline.noise(list(range(batch_size)), 64, 64)
     ours = partial(draw, pipeline, prompts, noise, steps)
@@ -112,7 +113,7 @@ def timed(pipeline: Pipeline, batch_size: int, rounds: int, steps: int) -> list[
 def draw(
     pipeline: Pipeline, prompts: list[str], noise: Tensor, steps: int, interval: tuple[float, float] = (0.0, 1.0)
 ) -> None:
-    """A batch, from sentences to pixels."""
+    """Draw a batch, from sentences to pixels."""
     latent = pipeline.latents(prompts, noise, steps, GUIDANCE, "euler", interval)
     to_uint8(pipeline.model.vae.load(latent.device).decode(latent))
 

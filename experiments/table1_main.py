@@ -18,7 +18,7 @@ INFUSED = row("llama", "qwen", instruction=True, refiner=2, fusion="collaborativ
 
 
 def sized(depth: int, width: int) -> dict[str, Any]:
-    """A miniature of its own size, which cannot begin with the bundled backbone."""
+    """A miniature of another size than the bundled backbone, so that training begins from nothing."""
     size = {f"model.backbone.init_args.{key}": value for key, value in {"depth": depth, "width": width}.items()}
     anew = {"start_from": None, "start_part": None, "model.trained": None}
     return INFUSED | size | anew | {"trainer.max_steps": 7500}

@@ -31,14 +31,14 @@ PAPER = {
 }
 SHOWN = {
     "mini": """One seed. A refiner lowers the held-out loss of LLaMA and Qwen (by 1.1 and 1.2), as in the paper, but
-    T5's most (1.9), where the paper's gains least, and with or without the mask alike; the judge prefers
-    the causal one by two standard errors. That T5 starts ahead holds for one of the two LLMs by the judge
-    and for none by held-out loss. One further experiment asked what decides the order here. A first T5,
-    whose embeddings had begun at a twentieth of unit variance, told two words apart 17 times worse than
-    LLaMA (squared Mahalanobis distance 5 against 84 between the means of two words' features;
-    `experiments/word_distance.py`) and drew 6.9 % of facts; trained again from unit variance it is at 58,
-    and drew 21.9 %. At a million parameters it matters first how well features tell words apart; what their
-    mask hides comes after."""
+    that of T5 most (by 1.9), which gains least in the paper; that of LLaMA falls with the causal mask as much as
+    without it. The judge prefers the causal refiner by two standard errors. That T5 starts ahead holds against one
+    of the two LLMs by the judge, and against none by held-out loss. One further experiment asked what decides the order
+    here. A first T5, whose embeddings had begun at a twentieth of unit variance, told two words apart 17 times worse
+    than LLaMA (squared Mahalanobis distance between the mean features of two words: 5 against 84;
+    `experiments/word_distance.py`) and drew 6.9 % of facts. Trained again from unit variance, it reached 58 and drew
+    21.9 %. At a million parameters, how well features tell words apart matters first; what a mask hides matters
+    less."""
 }
 CLAIMS = [
     (better, worse, column)

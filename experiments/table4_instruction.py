@@ -5,7 +5,7 @@
 Cost: mini, 4 runs a seed of some minutes each on two CPU cores; paper, 4 x 300k steps of batch 256 at 256 px.
 
 Ours deviates: a base model has no chat template, so it reads instruction and caption as plain text; the multi-modal
-one reads both in its own template, also where the instruction is left out. The miniature's own deviations are those
+one reads both in its own template, also when the instruction is left out. The miniature's own deviations are those
 of `experiments/setting.py`.
 """
 
@@ -24,9 +24,9 @@ PAPER = {
     "multi-modal LLM, instruction": {"T2I-CompBench": 48.41, "DPG-Bench": 73.45},
 }
 SHOWN = {
-    "mini": """One seed. On held-out loss the instruction harms the base LLM (-0.8) and helps the multi-modal one
-    (+1.4), as in the paper; that the multi-modal LLM is ahead without it does not hold there. The judge's differences
-    are within its standard error."""
+    "mini": """One seed. By held-out loss the instruction harms the base LLM (-0.8) and helps the multi-modal one
+    (+1.4), as in the paper; that the multi-modal LLM is ahead even without the instruction does not hold by this
+    measure. The judge's differences are within its standard error."""
 }
 CLAIMS = [
     (better, worse, column)

@@ -23,9 +23,10 @@ PAPER = {
     "2 blocks, no gate": {"T2I-CompBench": 53.47, "DPG-Bench": 76.68},
 }
 SHOWN = {
-    "mini": """One seed. On held-out loss two gated blocks are best: ahead of two without gates (+1.0), as in the
-    paper, of one by no more than seeds of Table 2 differ (+0.6), and of three, where 500 steps may be too few. The
-    judge's columns disagree with it and with each other, within two standard errors of so few pictures."""
+    "mini": """One seed. By held-out loss two gated blocks are best. They are ahead of two blocks without gates (+1.0),
+    as in the paper; of one block, but by no more than seeds differ in Table 2 (+0.6); and of three blocks, for which
+    500 steps may be too few. The judge's columns disagree with this measure and with each other, within two standard
+    errors of so few pictures."""
 }
 CLAIMS = [
     (better, worse, column)

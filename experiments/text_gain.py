@@ -1,7 +1,7 @@
-"""How well a model fits held-out scenes: its loss with their captions, and how much more it is with another's caption.
+"""How well a model fits held-out scenes: its loss with their captions, and how much larger it is with other captions.
 
-Finer than the judge, which needs whole pictures: the same scenes, noise and times for every model, and no sampler. A
-model that does not read gains 0 by the right caption.
+This is a finer measure than the judge, who needs finished pictures: scenes, noise and times are the same for every
+model, and there is no sampler. A model that does not read its text gains 0 from the right caption.
 
     python -m experiments.text_gain score --checkpoint bundled:lidit --out runs/gain
 """
@@ -28,7 +28,7 @@ BATCH = 64
 
 @torch.no_grad()
 def losses(model: TextToImage, scenes: list[Example], captions: list[str]) -> Float[Tensor, " n"]:
-    """Each scene's loss with a caption, at noise and times that depend on its place in the list alone."""
+    """Each scene's loss with its caption, at a noise and a time that depend only on its place in the list."""
     found = []
     for first in range(0, len(scenes), BATCH):
         images = to_tensor([scene.image for scene in scenes[first : first + BATCH]])
@@ -44,10 +44,10 @@ def score(checkpoint: str, out: str, count: int = 256, seed: int = 10_000) -> No
     """Measure a model on held-out scenes and short captions, and write `OUT/scores.json`.
 
     Args:
-        checkpoint: as for `lidit sample`.
+        checkpoint: a checkpoint as for `lidit sample`.
         out: folder to write.
-        count: scenes.
-        seed: of the scenes.
+        count: number of scenes.
+        seed: seed of the scenes.
     """
     model = Pipeline.load(checkpoint).model
     scenes = list(examples(seed, count, held=True))

@@ -1,8 +1,8 @@
 """How well an LLM's features tell words apart: the further experiment of Table 3.
 
-The mean over pairs of nine words of the squared Mahalanobis distance between the means of their features, whitened by
-all caption tokens, as the prompt encoder whitens them. The first miniature T5, whose embeddings began too small, is the
-one of commit f5eb2a8.
+Measured is the squared Mahalanobis distance between the mean features of two words, averaged over all pairs of nine
+words. Features are whitened by all caption tokens, as the prompt encoder whitens them. The first miniature T5, whose
+embeddings began too small, is in commit f5eb2a8.
 
     python -m experiments.word_distance
 """
@@ -25,13 +25,13 @@ FLOOR = 1e-4  # added to each variance
 
 
 def word_distance(llm: FrozenLLM, captions: list[str]) -> float:
-    """The distance over those words that are one token of the LLM's and stand in the captions."""
+    """The mean distance between those words that are one token of the LLM and occur in the captions."""
     tokens, mask, start = llm(captions)
     ids, features = [], []
-    for caption, row, kept, first in zip(captions, tokens, mask, start.tolist(), strict=True):
+    for caption, row, is_token, first in zip(captions, tokens, mask, start.tolist(), strict=True):
         split = llm.prompts.split(caption)
         ids += split.ids[split.start :]
-        features.append(row[kept][first:])
+        features.append(row[is_token][first:])
     seen, x = torch.tensor(ids), torch.cat(features)
     x = F.rms_norm(x, x.shape[1:])
     inverse = torch.linalg.inv(torch.cov(x.T) + FLOOR * torch.eye(x.shape[1]))
@@ -40,7 +40,7 @@ def word_distance(llm: FrozenLLM, captions: list[str]) -> float:
 
 
 def word_means(llm: FrozenLLM, ids: Tensor, x: Float[Tensor, "n e"]) -> list[Float[Tensor, " e"]]:
-    """The mean feature of each of the words."""
+    """The mean feature of each of these words."""
     encoded = [llm.prompts.tokenizer.encode(f" {word}", add_special_tokens=False) for word in WORDS]
     return [x[ids == own[0]].mean(0) for own in encoded if len(own) == 1 and (ids == own[0]).any()]
 

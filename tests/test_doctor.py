@@ -119,7 +119,7 @@ def test_without_the_list_of_checksums_nothing_is_taken_for_whole(bundled: Path,
 
 def test_the_list_of_checksums_is_of_what_is_bundled() -> None:
     listed = json.loads((assets.ROOT / assets.CHECKSUMS).read_text())
-    assert listed == assets.checksums(), "say `python -m experiments.cards checksums` and commit what it writes"
+    assert listed == assets.checksums(), "run `python -m experiments.cards checksums` and commit what it writes"
 
 
 def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

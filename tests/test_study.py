@@ -177,10 +177,10 @@ def test_pictures_that_differ_in_size_are_pointed_out(tmp_path: Path) -> None:
         ([], "two or more folders"),
         (["a=here", "a=there"], "two folders are called 'a'"),
         (["=here", "b=there"], "empty name"),
-        (["a=here", "b=there"], "here is no folder"),
+        (["a=here", "b=there"], "here is not a folder"),
         (["a=blank", "b=full"], "none of 1 pictures"),
         (["a=full", "b=other"], "no prompt in common"),
-        (["a=torn", "b=full"], "is no PNG, or damaged"),
+        (["a=torn", "b=full"], "is not a PNG file, or is damaged"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_refused(
@@ -229,7 +229,7 @@ def test_pictures_are_kept_without_what_their_files_said(store: Store) -> None:
 def test_a_database_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "study.db").write_text("this is no database, whatever its name says")
     assert main(["study", "report", str(tmp_path)]) == 1
-    assert "study.db is no study (file is not a database)" in capsys.readouterr().err
+    assert "study.db is not a study (file is not a database)" in capsys.readouterr().err
 
 
 def test_a_study_stopped_while_it_began_begins_anew(tmp_path: Path) -> None:
@@ -265,10 +265,13 @@ def test_a_second_answer_counts_and_both_are_kept(store: Store) -> None:
     assert store.database.execute("SELECT COUNT(*) FROM vote").fetchone() == (2,)
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM vote", "UPDATE vote SET quality = 'tie'"])
-def test_a_vote_is_neither_changed_nor_deleted(store: Store, statement: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [("DELETE FROM vote", "cannot be deleted"), ("UPDATE vote SET quality = 'tie'", "cannot be changed")],
+)
+def test_a_vote_is_neither_changed_nor_deleted(store: Store, statement: str, refused: str) -> None:
     vote(store, store.rater(store.begin()), 1, "zebra")
-    with pytest.raises(sqlite3.IntegrityError, match="votes are kept"):
+    with pytest.raises(sqlite3.IntegrityError, match=refused):
         store.database.execute(statement)
 
 
@@ -323,7 +326,7 @@ def test_a_vote_that_could_not_be_kept_is_said(
     monkeypatch.setattr(Store, "vote", full)
     said = person.post("/pair/1", data=VOTE)
     assert said.status_code == 503
-    assert "What you sent could not be kept." in said.text
+    assert "What you sent could not be saved." in said.text
     assert "database or disk is full" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Miniature twins of the paper's benchmarks: prompts from a seed, and scores by the judge of `judge.py`.
+"""Miniature twins of the paper's benchmarks: prompts made from a seed, and scores given by the judge in `judge.py`.
 
 | benchmark | twin of | tasks | score of a prompt |
 |---|---|---|---|
@@ -8,10 +8,10 @@
 | dense | DPG-Bench | dense | share of its facts that hold |
 | heldout | none; the project's own numbers | single, two, position, counting | 1 if all its facts hold |
 
-Prompts speak the language of `describe.py`, since miniature models know no other. Where a prompt names the colour and
-shape of every object, it is held out: the objects it names, plain where it names no texture, are a set that
-`draw.held_out` keeps from the training data, although training shows each look in other company. That is every task but
-three, which name shapes alone and so cannot be held out: shape of attributes, single_object and two_object of geneval.
+Prompts use the language of `describe.py`, because miniature models know no other. A prompt that names the colour and
+shape of every object is held out: its objects (plain where it names no texture) are a set that `draw.held_out` excludes
+from the training data, although training shows each of them in other sets. This holds for all tasks but three, which
+name only shapes: shape of attributes, single_object and two_object of geneval.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from lidit.scenes.judge import facts_held
 
 QUARTERS = ("q1", "q2", "q3", "q4")
 SHORTEST_LIST, LONGEST_LIST = 4, 8  # UNSTATED: the paper says up to 8 segments; from 4 on every quarter has one
-MOST_ALIKE = 4  # counting asks for two to four
+MOST_ALIKE = 4  # prompts for counting ask for two to four
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw, the facts its picture is judged by, and the benchmark's task it belongs to."""
+    """A text to draw, the facts by which its picture is judged, and the task of the benchmark that it belongs to."""
 
     text: str
     facts: tuple[Fact, ...]
@@ -52,10 +52,10 @@ class Prompt:
 
 
 def prompts(benchmark: str, count_per_task: int, seed: int) -> list[Prompt]:
-    """The prompts of a benchmark, task by task; a task's first prompts are the same however many are asked for.
+    """The prompts of a benchmark, task by task; a task's prompt i does not depend on `count_per_task`.
 
     Raises:
-        ValueError: an unknown benchmark.
+        ValueError: the benchmark is unknown.
     """
     made = []
     for t, (task, make) in enumerate(_tasks(benchmark).items()):
@@ -66,21 +66,24 @@ def prompts(benchmark: str, count_per_task: int, seed: int) -> list[Prompt]:
 
 
 def score(benchmark: str, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> dict[str, float]:
-    """Scores in [0, 1] of images for prompts: one per task (positional_bias: per quarter) and their mean, `overall`.
+    """Scores of images, in [0, 1]: one for each task (positional_bias: each quarter), and their mean, `overall`.
 
     Args:
-        benchmark: a name from TASKS.
+        benchmark: one of the names in TASKS.
         prompts: some or all of the benchmark's prompts.
         images: one uint8 RGB image of height x width x 3 for each prompt.
 
     Raises:
-        ValueError: an unknown benchmark, no prompts, prompts of another one, or not one image for each prompt.
+        ValueError: the benchmark is unknown, there are no prompts, some belong to another benchmark, or there is not
+            one image for each prompt.
     """
     tasks = list(_tasks(benchmark))
     if not prompts or len(prompts) != len(images):
         raise ValueError(f"score needs one image for each prompt, not {len(images)} for {len(prompts)}")
     if foreign := {p.task for p in prompts} - set(tasks):
-        raise ValueError(f"tasks {', '.join(sorted(foreign))} are not of benchmark {benchmark!r}: {', '.join(tasks)}")
+        raise ValueError(
+            f"tasks {', '.join(sorted(foreign))} are not of benchmark {benchmark!r}, which has {', '.join(tasks)}"
+        )
     held = [facts_held(p.facts, image) for p, image in zip(prompts, images, strict=True)]
     if benchmark == "positional_bias":
         parts = _by_quarter(held)
@@ -100,7 +103,7 @@ def _tasks(benchmark: str) -> dict[str, Callable[[np.random.Generator], Caption]
 
 
 def _by_quarter(held: list[list[bool]]) -> dict[str, list[float]]:
-    """For each quarter of the list, each prompt's share of the segments there that hold (appendix A.3)."""
+    """For each quarter of the list: every prompt's share of segments in it that hold (appendix A.3)."""
     parts: dict[str, list[float]] = {name: [] for name in QUARTERS}
     for segments in held:
         quarter = np.arange(len(segments)) * 4 // len(segments)
@@ -112,7 +115,7 @@ def _by_quarter(held: list[list[bool]]) -> dict[str, list[float]]:
 def _objects(
     rng: np.random.Generator, count: int, accept: Callable[[Sequence[Object]], bool], plain: bool = True
 ) -> Sequence[Object]:
-    """Objects in cells of a 3x3 grid whose set is held out and that `accept` agrees to."""
+    """Objects on a 3x3 grid that are together held out of training and that `accept` accepts."""
     while True:
         objects = random_scene(rng, count=count).objects
         if plain:
@@ -122,12 +125,12 @@ def _objects(
 
 
 def _differ(*names: str) -> Callable[[Sequence[Object]], bool]:
-    """Whether objects differ pairwise in each of these attributes."""
+    """A test of objects: whether any two of them differ in each of these attributes."""
     return lambda objects: all(len({getattr(o, name) for o in objects}) == len(objects) for name in names)
 
 
 def _distinct(objects: Sequence[Object]) -> bool:
-    """Whether no object answers to the description of another one, even where that leaves out a plain texture."""
+    """Whether no object fits the description of another one, even where a plain texture is not named."""
     return len({(o.shape, o.color) for o in objects}) == len(objects)
 
 
@@ -148,7 +151,7 @@ def _shapes(rng: np.random.Generator, count: int = 2) -> Caption:
 
 
 def _textured(rng: np.random.Generator) -> Caption:
-    """Two textured objects; the facts leave out the colours, which the language cannot."""
+    """Two textured objects. The facts leave out the colours; the text cannot, for the language always names them."""
 
     def accept(objects: Sequence[Object]) -> bool:
         return _differ("texture", "shape")(objects) and all(o.texture != "plain" for o in objects)
@@ -158,7 +161,7 @@ def _textured(rng: np.random.Generator) -> Caption:
 
 
 def _related(rng: np.random.Generator, by_color: bool) -> Caption:
-    """One object beside, above or below another; the facts name their colours or, as UniDet judges, only the shapes."""
+    """One object beside, above or below another; the facts name colours, or only the shapes, as UniDet judges."""
     a, b = _objects(rng, 2, lambda objects: _differ("color", "shape")(objects) and _relation(objects) is not None)
     relation = _relation((a, b))
     first, second = _looks((a, b))
@@ -174,14 +177,14 @@ def _relation(objects: Sequence[Object]) -> str | None:
 
 
 def _counted(rng: np.random.Generator) -> Caption:
-    """Two to four plain objects of one look."""
+    """Two to four plain objects that look alike."""
     objects = _alike(rng, plain=True).objects
     look, count = Look(objects[0].shape, objects[0].color), len(objects)
     return Caption(phrase(look, count), (Fact(look, count),))
 
 
 def _alike(rng: np.random.Generator, plain: bool = False) -> Scene:
-    """A held-out scene of two to four objects that differ in nothing but their cells."""
+    """A held-out scene of two to four objects that differ only in their cells."""
     while True:
         objects = random_scene(rng, count=int(rng.integers(2, MOST_ALIKE + 1))).objects
         first = replace(objects[0], texture="plain") if plain else objects[0]
@@ -206,7 +209,7 @@ def _dense(rng: np.random.Generator) -> Caption:
 
 
 def _as_trained(rng: np.random.Generator, scene: Scene, forms: Sequence[str]) -> Caption:
-    """A caption as training words it, in one of these forms, with every colour named."""
+    """A caption worded as in training, in one of these forms, that names every colour."""
     while True:
         caption = short_caption(scene, rng, form=str(rng.choice(forms)))
         if all(fact.look.color for fact in caption.facts):

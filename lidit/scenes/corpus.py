@@ -1,4 +1,4 @@
-"""What the miniature world trains on: scenes in useful proportions with their captions, and text for the small LLMs."""
+"""Training data of the miniature world: scenes in useful proportions with captions, and texts for the small LLMs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lidit.scenes.describe import (
 )
 from lidit.scenes.draw import Scene, draw, grid, held_out, random_scene
 
-COUNT_WEIGHTS = (0.20, 0.38, 0.14, 0.10, 0.06, 0.04, 0.04, 0.04)  # one to eight objects
-ALIKE_SHARE = 0.6  # of the scenes of three to five objects, these show one look several times: 'three red stars'
-# Shares of FORMS among captions of pictures. Only two objects off the diagonal have a relation: with the 0.30 of
-# describe.py, 7 % of the captions state one, and LI-DiT had not learnt it after 7,500 batches.
+COUNT_WEIGHTS = (0.20, 0.38, 0.14, 0.10, 0.06, 0.04, 0.04, 0.04)  # shares of scenes with one to eight objects
+ALIKE_SHARE = 0.6  # share of scenes of three to five objects that look alike: 'three red stars'
+# Shares of FORMS among the captions of pictures. Only two objects that are not on a diagonal have a relation: with the
+# share of 0.30 in describe.py only 7 % of the captions state one, and LI-DiT had not learnt it after 7,500 batches.
 PICTURE_FORMS = (0.15, 0.10, 0.55, 0.20)
 
 
@@ -37,7 +37,7 @@ class Example:
 
 
 def training_scene(rng: np.random.Generator, width: int = 64, height: int = 64, held: bool = False) -> Scene:
-    """A scene as training draws it; never one of the held-out looks, or only those with `held`."""
+    """A scene in the proportions of training: never a held-out one, or with `held` only held-out ones."""
     rows, cols = grid(width, height)
     weights = np.array(COUNT_WEIGHTS[: rows * cols])
     while True:
@@ -51,7 +51,7 @@ def training_scene(rng: np.random.Generator, width: int = 64, height: int = 64, 
 
 
 def examples(seed: int, count: int, width: int = 64, height: int = 64, held: bool = False) -> Iterator[Example]:
-    """Drawn and captioned scenes, the same for the same arguments; example i does not depend on `count`."""
+    """Scenes with pictures and captions, the same for the same arguments; example i does not depend on `count`."""
     for i in range(count):
         rng = np.random.default_rng([seed, i, int(held)])
         scene = training_scene(rng, width, height, held)
@@ -62,7 +62,7 @@ def examples(seed: int, count: int, width: int = 64, height: int = 64, held: boo
 
 
 def answer(facts: tuple[Fact, ...]) -> str:
-    """What an instruction-tuned LLM should say about a caption: every object it states, attribute by attribute."""
+    """What an instruction-tuned LLM should answer about a caption: every object in it, attribute by attribute."""
     objects = [f for f in facts if f.relation is None]
     related = [f for f in facts if f.relation is not None]
     if not objects:
@@ -90,7 +90,7 @@ def _describe(fact: Fact) -> str:
 
 
 def texts(seed: int, count: int, held: bool = False) -> Iterator[str]:
-    """Scene language for next-token prediction: captions short and dense, alone and one after the other."""
+    """Texts for next-token prediction: a short caption, a dense one, or one after the other."""
     for i in range(count):
         rng = np.random.default_rng([seed, i, 3, int(held)])
         scene = training_scene(rng, *((64, 64), (96, 64), (64, 96))[int(rng.integers(3))], held=held)
@@ -100,7 +100,7 @@ def texts(seed: int, count: int, held: bool = False) -> Iterator[str]:
 
 
 def dialogues(seed: int, count: int, held: bool = False) -> Iterator[tuple[str, str]]:
-    """Pairs of caption and the answer to the paper's instruction about it."""
+    """Pairs of a caption and the answer to the paper's instruction about it."""
     for i in range(count):
         rng = np.random.default_rng([seed, i, 5, int(held)])
         scene = training_scene(rng, held=held)
@@ -109,5 +109,5 @@ def dialogues(seed: int, count: int, held: bool = False) -> Iterator[tuple[str, 
 
 
 def _extent(scene: Scene) -> tuple[int, int]:
-    """The smallest grid of at least three by three cells that holds a scene."""
+    """Rows and columns of the smallest grid, at least three by three, that a scene fits into."""
     return max(3, *(o.row + 1 for o in scene.objects)), max(3, *(o.col + 1 for o in scene.objects))

@@ -1,8 +1,8 @@
-"""Captions of scenes from a grammar, each with the facts it states.
+"""Captions of scenes, made by a grammar, each with the facts that it states.
 
 The short forms are those of the paper's benchmarks (lists of adjective-noun segments, counts, relations); the dense
-form stands in for the CogVLM captions the paper mixes with the original ones. Attributes stand before and after the
-noun, so that a causal mask can lose them.
+form stands in for the CogVLM captions that the paper mixes with the original ones. Attributes come before or after the
+noun; under a causal mask a noun cannot see those after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLURALS = {"cross": "crosses"}
 
 @dataclass(frozen=True)
 class Look:
-    """What a phrase says of an object; None where it says nothing."""
+    """What a phrase says about an object; None for an attribute that it does not name."""
 
     shape: str
     color: str | None = None
@@ -29,21 +29,21 @@ class Look:
     size: str | None = None
 
     def matches(self, thing: Object | Look) -> bool:
-        """Whether an object has everything this phrase names."""
+        """Whether an object has every attribute that this phrase names."""
         return all(getattr(self, f.name) in (None, getattr(thing, f.name)) for f in fields(self))
 
     @property
     def adjectives(self) -> list[str]:
-        """The named attributes in the order English puts them: size, texture, colour."""
+        """The named attributes in the order of English: size, texture, colour."""
         return [word for word in (self.size, self.texture, self.color) if word]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing a caption states, which the judge finds to hold or not.
+    """One statement of a caption, which the judge finds true or false.
 
-    At least one object looks like `look`, or exactly `count` where count exceeds one; with a `place`, one such object
-    lies there; with a `relation`, one such object stands in it to an object that looks like `other`.
+    It says that at least one object looks like `look`, or exactly `count` objects if `count` is above one. With a
+    `place`, one of them lies there; with a `relation`, one of them has this relation to an object like `other`.
     """
 
     look: Look
@@ -55,26 +55,26 @@ class Fact:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what it states."""
+    """A caption and the facts that it states."""
 
     text: str
     facts: tuple[Fact, ...]
 
 
 def article(words: str) -> str:
-    """The words after 'a' or 'an'."""
+    """The words with 'a' or 'an' before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def phrase(look: Look, count: int = 1) -> str:
-    """Attributes before the noun: 'a small striped red circle', 'three yellow triangles'."""
+    """A phrase with attributes before the noun: 'a small striped red circle', 'three yellow triangles'."""
     if count == 1:
         return article(" ".join([*look.adjectives, look.shape]))
     return " ".join([NUMBERS[count], *look.adjectives, PLURALS.get(look.shape, look.shape + "s")])
 
 
 def phrase_after(look: Look) -> str:
-    """Attributes after the noun: 'a circle that is small, striped and red'."""
+    """A phrase with attributes after the noun: 'a circle that is small, striped and red'."""
     words = look.adjectives
     if not words:
         return article(look.shape)
@@ -83,14 +83,14 @@ def phrase_after(look: Look) -> str:
 
 
 def enumerate_words(items: list[str]) -> str:
-    """'a', 'a and b', 'a, b, and c'."""
+    """The items as an English list: 'a', 'a and b', 'a, b, and c'."""
     if len(items) < 3:
         return " and ".join(items)
     return ", ".join(items[:-1]) + ", and " + items[-1]
 
 
 def relation_between(a: tuple[float | int, float | int], b: tuple[float | int, float | int]) -> str | None:
-    """The relation of centre a to centre b (x, y, any unit), or None on a diagonal."""
+    """The relation of centre a to centre b (each x, y in any unit); None on a diagonal."""
     dx, dy = a[0] - b[0], a[1] - b[1]
     if abs(dx) == abs(dy):
         return None
@@ -100,20 +100,20 @@ def relation_between(a: tuple[float | int, float | int], b: tuple[float | int, f
 
 
 def place_name(x: float | int, y: float | int) -> str:
-    """The part of the image that a relative position (x, y in [0, 1]) lies in: one of nine by thirds."""
+    """Which ninth of the image a relative position (x, y in [0, 1]) lies in, such as 'top left'."""
     column = ("left", "", "right")[min(2, int(x * 3))]
     row = ("top", "", "bottom")[min(2, int(y * 3))]
     return " ".join(word for word in (row, column) if word) or "center"
 
 
 def in_place(place: str) -> str:
-    """The place with its preposition: 'in the top left', 'at the top', 'on the right', 'in the center'."""
+    """A place with its preposition: 'in the top left', 'at the top', 'on the right', 'in the center'."""
     preposition = {"top": "at", "bottom": "at", "left": "on", "right": "on"}.get(place, "in")
     return f"{preposition} the {place}"
 
 
 def full_look(o: Object, size: bool = True) -> Look:
-    """Everything there is to say of an object; a plain texture goes without saying."""
+    """All that can be said about an object; a plain texture is not mentioned."""
     return Look(o.shape, o.color, None if o.texture == "plain" else o.texture, o.size if size else None)
 
 
@@ -146,23 +146,23 @@ def _located(scene: Scene, looks: list[Look], rng: np.random.Generator, shape: t
 
 
 def place_of(o: Object, grid_shape: tuple[int, int]) -> str:
-    """The part of the image an object's cell lies in, for a grid of (rows, columns)."""
+    """Which ninth of the image an object's cell lies in, for a grid of (rows, columns)."""
     return place_name((o.col + 0.5) / grid_shape[1], (o.row + 0.5) / grid_shape[0])
 
 
 def short_caption(
     scene: Scene, rng: np.random.Generator, grid_shape: tuple[int, int] = (3, 3), form: str | None = None
 ) -> Caption:
-    """One sentence without a verb, in one of FORMS; objects in random order.
+    """A caption of one phrase, in one of FORMS, with the objects in random order.
 
     Args:
-        scene: what is drawn.
-        rng: chooses form, order and which attributes are named.
-        grid_shape: rows and columns of the grid the scene lies on.
-        form: one of FORMS; by default drawn. A form that does not fit the scene becomes a list.
+        scene: the scene to describe.
+        rng: chooses the form, the order and which attributes are named.
+        grid_shape: rows and columns of the scene's grid.
+        form: one of FORMS; by default a random one. A form that does not fit the scene becomes a list.
 
     Raises:
-        ValueError: an unknown form.
+        ValueError: the form is unknown.
     """
     if form is None:
         form = str(rng.choice(FORMS, p=(0.33, 0.12, 0.30, 0.25)))
@@ -185,12 +185,12 @@ def short_caption(
 
 
 def dense_caption(scene: Scene, rng: np.random.Generator, grid_shape: tuple[int, int] = (3, 3)) -> Caption:
-    """A paragraph of 40 words or more that names every attribute and place, and how two objects stand to each other.
+    """A caption of 40 words or more that names every attribute and place, and the relation of two objects.
 
     Args:
-        scene: what is drawn.
+        scene: the scene to describe.
         rng: chooses the order of the objects and the form of each sentence.
-        grid_shape: rows and columns of the grid the scene lies on.
+        grid_shape: rows and columns of the scene's grid.
     """
     objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
     n = len(objects)
@@ -209,7 +209,7 @@ def dense_caption(scene: Scene, rng: np.random.Generator, grid_shape: tuple[int,
 
 
 def _relate(a: Object, b: Object, facts: list[Fact]) -> list[str]:
-    """A sentence on where object a lies as seen from b, with its fact; none on a diagonal or between look-alikes."""
+    """A sentence on the relation of object a to b, whose fact is added; none on a diagonal or if both look alike."""
     relation = relation_between((a.col, a.row), (b.col, b.row))
     look, other = Look(a.shape, a.color), Look(b.shape, b.color)
     if relation is None or look == other:

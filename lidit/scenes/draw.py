@@ -1,8 +1,8 @@
 """Scenes of coloured shapes and their pixels.
 
-A scene is one to eight objects on the cells of a grid. It is the miniature world's stand-in for photographs: every
-attribute the paper's benchmarks ask for (colour, shape, texture, size, count, spatial relation) is drawn exactly, so
-`judge` can read it back without a learned model.
+A scene has one to eight objects in the cells of a grid. It stands in for a photograph in the miniature world: every
+attribute that the paper's benchmarks ask for (colour, shape, texture, size, count, spatial relation) is drawn exactly,
+so that `judge` can read it back without a learned model.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ COLORS = {
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = {"large": 0.86, "small": 0.58}  # diameter as a share of the cell's shorter side
 BACKGROUND = (0.97, 0.97, 0.97)
-PALE = 0.6  # a texture's second tone: this far from the object's colour towards white
+PALE = 0.6  # a texture's second tone is this share of the way from the object's colour to white
 MIN_SIDE, MAX_SIDE, MIN_CELL = 32, 256, 16
 MAX_OBJECTS = 8
 SUPERSAMPLE = 5
-MARGIN = 0.75  # pixels that stay free between an object and its cell's border
+MARGIN = 0.75  # pixels between an object and its cell's border that stay free
 
 
 @dataclass(frozen=True)
 class Object:
-    """One drawn object: what it looks like and the grid cell it lies in."""
+    """One object: its look and the grid cell it lies in."""
 
     shape: str
     color: str
@@ -53,15 +53,15 @@ class Scene:
     objects: tuple[Object, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Refuse a scene that cannot be drawn."""
         if not 1 <= len(self.objects) <= MAX_OBJECTS:
             raise ValueError(f"a scene has 1 to {MAX_OBJECTS} objects, this one has {len(self.objects)}")
         if len({(o.row, o.col) for o in self.objects}) < len(self.objects):
-            raise ValueError("two objects of a scene share a cell; give each object a cell of its own")
+            raise ValueError("two objects of a scene share a cell; give each object its own cell")
 
 
 def grid(width: int, height: int) -> tuple[int, int]:
-    """Rows and columns of an image's grid: three cells along the shorter side where 16-pixel cells allow it.
+    """Rows and columns of an image's grid: three cells along the shorter side, fewer if cells would be under 16 pixels.
 
     Args:
         width: image width in pixels, 32 to 256.
@@ -99,7 +99,7 @@ def place(scene: Scene, width: int, height: int, seed: int) -> list[tuple[float,
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether points lie inside a shape; u (right) and v (down) in units of its radius."""
+    """Whether points lie inside a shape; u points right, v down, both in units of the shape's radius."""
     r = np.hypot(u, v)
     au, av = np.abs(u), np.abs(v)
     if shape == "circle":
@@ -123,18 +123,18 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A five-pointed star, one point up: the union of its five rotated spikes' half-plane tests."""
+    """Whether points lie inside a five-pointed star with one point up, tested after folding all spikes into one."""
     angle = np.arctan2(u, -v) % (2 * np.pi / 5)
-    angle = np.minimum(angle, 2 * np.pi / 5 - angle)  # fold into one half spike
+    angle = np.minimum(angle, 2 * np.pi / 5 - angle)  # fold all points into one half spike
     r = np.hypot(u, v)
     x, y = r * np.cos(angle), r * np.sin(angle)
     inner = 0.5
     ix, iy = inner * np.cos(np.pi / 5), inner * np.sin(np.pi / 5)
-    return (x - 1) * iy - (ix - 1) * y <= 0  # on the inner side of the edge from tip (1, 0) to (ix, iy)
+    return (x - 1) * iy - (ix - 1) * y <= 0  # inside the edge from the tip (1, 0) to (ix, iy)
 
 
 def tone(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """1 where a texture shows its pale second tone, 0 where it shows the object's colour; u, v in radii."""
+    """1 where a texture shows its pale second tone, 0 where it shows the object's colour; u and v as in `inside`."""
     if texture == "plain":
         return np.zeros_like(u)
     if texture == "striped":
@@ -188,13 +188,13 @@ def draw(scene: Scene, width: int = 64, height: int = 64, seed: int = 0) -> np.n
 
 
 def held_out(objects: Iterable[Object]) -> bool:
-    """Whether a scene's set of (colour, shape, texture) belongs to the tenth that training data never shows."""
+    """Whether a scene's set of (colour, shape, texture) is in the tenth of all sets that training never shows."""
     looks = sorted(f"{o.color} {o.shape} {o.texture}" for o in objects)
     return hashlib.sha256("; ".join(looks).encode()).digest()[0] % 10 == 0
 
 
 def random_object(rng: np.random.Generator, row: int, col: int) -> Object:
-    """An object of uniformly drawn attributes; half of all objects are plain."""
+    """An object with uniformly random attributes, except that half of all objects are plain."""
     texture = "plain" if rng.random() < 0.5 else str(rng.choice(TEXTURES[1:]))
     return Object(
         str(rng.choice(SHAPES)), str(rng.choice(list(COLORS))), texture, str(rng.choice(list(SIZES))), row, col
@@ -206,9 +206,12 @@ def random_scene(rng: np.random.Generator, width: int = 64, height: int = 64, co
 
     Args:
         rng: the source of randomness.
-        width: width of the image it will be drawn in.
-        height: height of the image it will be drawn in.
-        count: how many objects; by default 1 to 8, or as many as the grid holds.
+        width: width in pixels of the image that it is for.
+        height: height in pixels of the image that it is for.
+        count: number of objects; by default random, from 1 to 8 or to the number of cells.
+
+    Raises:
+        ValueError: `count` is above 8, or above the number of cells.
     """
     rows, cols = grid(width, height)
     room = min(MAX_OBJECTS, rows * cols)

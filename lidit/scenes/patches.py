@@ -1,4 +1,4 @@
-"""The foreground of an image in connected pieces, each of which may be one object for the judge to name."""
+"""Connected pieces of an image's foreground, each of which may be an object that the judge names."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 
 from lidit.scenes.draw import BACKGROUND
 
-BLUR = 0.7  # pixels; image and templates are blurred alike, so that noise and soft edges matter less
-FOREGROUND = 0.18  # RGB distance from the background; the palest tone: 0.35, noise of 0.05: 0.03 after the blur
-FAINT = 0.6  # a piece too large for one object is cut at a line with less foreground than this share of the average
+BLUR = 0.7  # pixels (standard deviation); image and templates are blurred alike, so noise and soft edges matter less
+FOREGROUND = 0.18  # RGB distance from the background; the palest tone has 0.35, noise of 0.05 has 0.03 after the blur
+FAINT = 0.6  # too large a piece is cut along a line that has less foreground than this share of the average line
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One connected piece of foreground: its difference from the background, zero elsewhere, and its moments."""
+    """One connected piece of foreground: its difference from the background, zero outside the piece, and moments."""
 
-    windows: np.ndarray  # view y, x, channel, side, side of the padded difference
+    windows: np.ndarray  # y, x, channel, side, side: all windows of the padded difference, as a view
     energy: np.ndarray  # sum of squares per channel
     center: np.ndarray  # x, y of the foreground's centroid
-    spread: float
+    spread: float  # mean squared distance of the foreground from its centroid, in pixels^2
 
 
 def difference(image: np.ndarray, shrink: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image shrunk and blurred, minus its background, and that background: the median near BACKGROUND."""
+    """The shrunk and blurred image minus its background, and the background: the median colour near BACKGROUND."""
     height, width = (side // shrink for side in image.shape[:2])
     small = image[: height * shrink, : width * shrink].astype(np.float32) / 255
     small = small.reshape(height, shrink, width, shrink, 3).mean((1, 3))
@@ -37,7 +37,7 @@ def difference(image: np.ndarray, shrink: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patches(difference: np.ndarray, cell: float, side: int) -> list[Patch]:
-    """The pieces of foreground that are large enough to be an object; pieces too large for one are cut in two."""
+    """The pieces of foreground that are large enough for an object; those too large for one are cut first."""
     strength = np.sqrt((difference**2).sum(-1))
     pieces = [
         part
@@ -54,18 +54,18 @@ def patches(difference: np.ndarray, cell: float, side: int) -> list[Patch]:
 def _patch(difference: np.ndarray, strength: np.ndarray, label: np.ndarray, own: int, piece: tuple, side: int) -> Patch:
     ys, xs = piece
     box = (slice(max(0, ys.min() - 2), ys.max() + 3), slice(max(0, xs.min() - 2), xs.max() + 3))
-    kept = np.zeros_like(difference)
-    kept[box] = difference[box] * np.isin(label[box], (0, own))[..., None]
-    padded = np.pad(kept, ((side, side), (side, side), (0, 0)))
+    inside = np.zeros_like(difference)
+    inside[box] = difference[box] * np.isin(label[box], (0, own))[..., None]
+    padded = np.pad(inside, ((side, side), (side, side), (0, 0)))
     weight = strength[piece]
     x, y = (weight * (xs + 0.5)).sum() / weight.sum(), (weight * (ys + 0.5)).sum() / weight.sum()
     spread = (weight * ((xs + 0.5 - x) ** 2 + (ys + 0.5 - y) ** 2)).sum() / weight.sum()
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(0, 1))
-    return Patch(windows, (kept**2).sum((0, 1)), np.array([x, y]), float(spread))
+    return Patch(windows, (inside**2).sum((0, 1)), np.array([x, y]), float(spread))
 
 
 def _components(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The connected pieces of a mask (four neighbours), each as its pixels' rows and columns."""
+    """The connected pieces of a mask (with four neighbours a pixel), each as the rows and the columns of its pixels."""
     stride = mask.shape[1] + 2
     left = np.flatnonzero(np.pad(mask, 1)).tolist()
     todo, pieces = set(left), []
@@ -74,7 +74,7 @@ def _components(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
             continue
         todo.remove(start)
         piece = [start]
-        for at in piece:  # grows while it is walked
+        for at in piece:  # the list grows during the loop
             for near in (at - 1, at + 1, at - stride, at + stride):
                 if near in todo:
                     todo.remove(near)
@@ -85,9 +85,9 @@ def _components(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _cut(piece: tuple, strength: np.ndarray, cell: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A piece as it is or, if too large for one object, cut along faint rows and columns until the parts are not.
+    """The piece itself or, if it is too large for one object, its parts, cut along faint rows and columns.
 
-    A large piece without a faint line is no object and no row of objects: nothing of it is kept.
+    A piece that is too large but has no faint line is neither an object nor a row of objects: it has no parts.
     """
     extents = [int(p.max() - p.min()) + 1 for p in piece]
     axis = int(np.argmax(extents))
@@ -104,7 +104,7 @@ def _cut(piece: tuple, strength: np.ndarray, cell: float) -> list[tuple[np.ndarr
 
 
 def blur_matrix(side: int, extra: float = 0.0) -> np.ndarray:
-    """Gaussian smoothing by BLUR and `extra` pixels more along one axis as a matrix, zero beyond the ends."""
+    """Gaussian smoothing along one axis, as a matrix, by BLUR and then `extra` pixels; beyond the ends is zero."""
     variance = BLUR**2 + extra**2
     i = np.arange(side)
     kernel = np.exp(-((i[:, None] - i) ** 2) / (2 * variance))

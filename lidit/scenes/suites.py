@@ -1,4 +1,4 @@
-"""The benchmark twins of `benchmarks.py` as benchmarks of `lidit.eval`: what to draw, and its score from a folder."""
+"""The benchmarks of `benchmarks.py` in the form of `lidit.eval`: which pictures to draw, and a folder's score."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 from lidit.eval.suite import BenchmarkError, Picture, Suite, present, read_image
 from lidit.scenes import benchmarks
 
-ASKED = "prompts.json"  # in the run folder: the arguments of benchmarks.prompts
+ASKED = "prompts.json"  # a file in the run folder with the arguments of benchmarks.prompts
 
 
 class Twin:
-    """One twin, with the two functions of a benchmark.
+    """A miniature benchmark with the two functions that every benchmark has.
 
     Args:
-        benchmark: its name in `benchmarks.TASKS`.
+        benchmark: the name of the benchmark in `benchmarks.TASKS`.
     """
 
     def __init__(self, benchmark: str):
         self.benchmark, self.name = benchmark, f"scenes-{benchmark.replace('_', '-')}"
 
     def suite(self, count_per_task: int = 100, prompt_seed: int = 0) -> Suite:
-        """The pictures to draw: one per prompt, each from noise of its own.
+        """The pictures to draw: one for each prompt, each from its own noise.
 
         Args:
-            count_per_task: prompts of each task.
-            prompt_seed: of the prompts.
+            count_per_task: number of prompts of each task.
+            prompt_seed: seed of the prompts.
         """
         asked = {"benchmark": self.benchmark, "count_per_task": count_per_task, "seed": prompt_seed}
         questions = benchmarks.prompts(**asked)
@@ -37,11 +37,11 @@ class Twin:
         """The judge's scores in [0, 1].
 
         Args:
-            run: folder that `lidit sample --benchmark` wrote.
-            allow_missing: score the pictures there are, though some are missing.
+            run: the folder that `lidit sample --benchmark` wrote.
+            allow_missing: score the pictures that are there, even if some are missing.
 
         Raises:
-            BenchmarkError: pictures are missing, or the folder is no run of this twin.
+            BenchmarkError: pictures are missing, or the folder is not a run of this benchmark.
         """
         if not (run / ASKED).is_file():
             raise BenchmarkError(f"{run / ASKED} is missing; draw the run with lidit sample --benchmark {self.name}")

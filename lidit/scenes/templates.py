@@ -11,28 +11,30 @@ import numpy as np
 from lidit.scenes.draw import COLORS, PALE, SHAPES, TEXTURES, inside, tone
 from lidit.scenes.patches import Patch, blur_matrix
 
-COLOR_WEIGHT = 0.25  # how much a template that needs an odd colour counts as explaining less
-STEPS = 4  # template positions per pixel along each axis
-DIAMETERS = (0.50, 0.54, 0.58, 0.62, 0.66, 0.705, 0.76, 0.81, 0.86, 0.91)  # of the cell's shorter side
-SOFTNESS = (0.0, 0.6, 1.0)  # pixels of extra blur: generated edges are softer than drawn ones
+COLOR_WEIGHT = 0.25  # price of a colour that is far from all named ones, in the loss of a template
+STEPS = 4  # positions of a template within a pixel, along each axis
+DIAMETERS = (0.50, 0.54, 0.58, 0.62, 0.66, 0.705, 0.76, 0.81, 0.86, 0.91)  # shares of the cell's shorter side
+SOFTNESS = (0.0, 0.6, 1.0)  # pixels of extra blur, because generated edges are softer than drawn ones
 KINDS = [(shape, texture) for shape in SHAPES for texture in TEXTURES]
 PALETTE = np.array(list(COLORS.values()), np.float32)
 
 
 def _moves(reach: int, sizes: int, soft: int) -> np.ndarray:
-    """Changes (x, y, diameter, softness; in steps of each) of up to this much, x or y moving alone."""
+    """All changes (x, y, diameter, softness; in steps of each) up to these sizes; x and y never change together."""
     ways = [(0, 0)] + [(reach, 0), (-reach, 0), (0, reach), (0, -reach)] * (reach > 0)
     return np.array([(*way, d, s) for way in ways for d in range(-sizes, sizes + 1) for s in range(soft + 1)])
 
 
-SEARCH = ((8, _moves(0, 1, 0)), (5, _moves(2, 0, 2)), (3, _moves(1, 1, 0)))  # so many kinds go on after such moves
+# Rounds of the search: how many kinds stay in it afterwards, and the changes that are tried.
+SEARCH = ((8, _moves(0, 1, 0)), (5, _moves(2, 0, 2)), (3, _moves(1, 1, 0)))
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Drawn kinds for one cell size: kind x diameter x softness x (place in the pixel) windows, and their sums.
+    """The templates for one cell size: a window for each kind, diameter, softness and place in a pixel.
 
-    `pixels[..., 0, :]` is the coverage and `pixels[..., 1, :]` the pale share, flattened `side` x `side` windows.
+    A kind is a shape with a texture. `pixels[..., 0, :]` is the coverage and `pixels[..., 1, :]` the pale share, each a
+    flattened window of `side` x `side` pixels.
     """
 
     cell: float
@@ -45,10 +47,10 @@ class Templates:
 
 @dataclass(frozen=True)
 class Match:
-    """One template laid over a patch.
+    """One template compared with a patch.
 
-    `x`, `y` and `diameter` are in pixels, `color` is the RGB that fits best, `loss` the share of the patch's energy
-    that stays unexplained and `flaw` the largest difference left at one pixel, as a share of the object's contrast.
+    `x`, `y` and `diameter` are in pixels; `color` is the RGB colour that fits best; `loss` is the share of the patch's
+    energy that stays unexplained; `flaw` is the largest difference at one pixel, as a share of the object's contrast.
     """
 
     shape: str
@@ -63,11 +65,11 @@ class Match:
 
 @lru_cache(maxsize=2)
 def make_templates(cell: float) -> Templates:
-    """Draw every kind at every diameter, softness and place within a pixel, for cells of this many pixels."""
+    """Draw the templates of every kind, diameter, softness and place within a pixel, for cells of `cell` pixels."""
     side = int(np.ceil(DIAMETERS[-1] * cell)) + 6
     fine = (side + 1) * STEPS
     at = (np.arange(fine) + 0.5) / STEPS - (side // 2 + 1)
-    # rows of `gather`: blurred pixels of a window whose centre lies step / STEPS right of pixel border side // 2
+    # rows of `gather`: blurred pixels of a window whose centre lies step / STEPS to the right of pixel border side // 2
     pixel = (np.arange(fine) - STEPS + np.arange(STEPS)[:, None]) // STEPS
     boxes = (pixel[:, None] == np.arange(side)[:, None]).astype(np.float32) / STEPS
     gathers = [(blur_matrix(side, extra) @ boxes).reshape(STEPS * side, fine) for extra in SOFTNESS]
@@ -81,14 +83,14 @@ def make_templates(cell: float) -> Templates:
 
 
 def _drawn(kind: tuple[str, str], at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each fine point shows the object, and whether its pale tone; points in radii along each axis."""
+    """Whether each fine point shows the object, and whether its pale tone; `at` is in radii, along each axis."""
     u, v = np.meshgrid(at, at)
     mask = inside(kind[0], u, v).astype(np.float32)
     return mask, (mask * tone(kind[1], u, v)).astype(np.float32)
 
 
 def _moments_of(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and spread of the templates' foreground, a pale tone counting as its distance from white does."""
+    """Offset and spread of the templates' foreground; a pale tone weighs less, like its contrast with white."""
     weight = (pixels[..., 0, :] - PALE * pixels[..., 1, :]).reshape(*pixels.shape[:2], side, side)
     at = np.arange(side) + 0.5 - side // 2
     mass = weight.sum((-1, -2))
@@ -98,34 +100,34 @@ def _moments_of(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank(patch: Patch, templates: Templates, background: np.ndarray) -> list[Match]:
-    """The kinds that explain a patch best, best first, each at its best place, size, softness and colour.
+    """The kinds that explain a patch best, best first, each with its best place, size, softness and colour.
 
-    Every kind starts where its centroid and spread equal the patch's; the better ones are then searched around there.
+    Every kind starts with the centroid and the spread of the patch; around this start the better kinds are searched on.
     """
     kinds = np.arange(len(KINDS))
     size, soft = np.abs(templates.spread - patch.spread).argmin(1), np.zeros_like(kinds)
     place = patch.center - templates.offset[kinds, size]
     loss, color = np.ones(len(kinds)), np.zeros((len(kinds), 3))  # nothing is explained yet
-    for kept, moves in SEARCH:
+    for survivors, moves in SEARCH:
         sizes = (size[:, None] + moves[:, 2]).clip(0, len(DIAMETERS) - 1)
         softs = (soft[:, None] + moves[:, 3]).clip(0, len(SOFTNESS) - 1)
         places = place[:, None] + moves[:, :2] / STEPS
         tried = np.broadcast_to(kinds[:, None], sizes.shape), sizes, softs
         loss, color = _loss(patch, templates, background, tried, places)
-        order = loss.min(1).argsort()[:kept]
+        order = loss.min(1).argsort()[:survivors]
         best = order, loss[order].argmin(1)
         kinds, size, soft, place, loss, color = kinds[order], *(a[best] for a in (sizes, softs, places, loss, color))
     flaw = _flaw(patch, templates, background, (kinds, size, soft), place, color)
     return [
-        Match(KINDS[k][0], KINDS[k][1], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(lost), float(worst))
-        for k, d, (x, y), c, lost, worst in zip(kinds, size, place, color, loss, flaw, strict=True)
+        Match(KINDS[k][0], KINDS[k][1], float(x), float(y), DIAMETERS[d] * templates.cell, c, float(left), float(worst))
+        for k, d, (x, y), c, left, worst in zip(kinds, size, place, color, loss, flaw, strict=True)
     ]
 
 
 def _lay(
     patch: Patch, templates: Templates, tried: tuple[np.ndarray, ...], places: np.ndarray
 ) -> tuple[tuple, np.ndarray]:
-    """The indices of templates (kind, diameter, softness) laid at places, and the patch in their windows."""
+    """The indices of templates (kind, diameter, softness) put at `places`, and the patch's pixels in their windows."""
     step = np.floor(places * STEPS + 0.5).astype(int)
     whole, part = step // STEPS, step % STEPS
     corner = (whole + templates.side - templates.side // 2).clip(0, np.array(patch.windows.shape[1::-1]) - 1)
@@ -136,10 +138,10 @@ def _lay(
 def _loss(
     patch: Patch, templates: Templates, background: np.ndarray, tried: tuple[np.ndarray, ...], places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each template leaves unexplained of a patch, as a share of its energy, and its best colour.
+    """The share of a patch's energy that each template leaves unexplained, and the template's best colour.
 
-    An object of colour C with coverage c and pale share p differs from the background B by
-    `C w - y0` with `w = c - PALE p` and `y0 = B c - PALE p`; C is free, per channel, at a price for odd colours.
+    An object of colour C with coverage c and pale share p differs from the background B by `C w - y0` with
+    `w = c - PALE p` and `y0 = B c - PALE p`. C is free in each channel, but a colour far from all names has a price.
     """
     index, window = _lay(patch, templates, tried, places)
     own = np.array([1, -PALE], np.float32)  # w

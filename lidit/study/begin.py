@@ -1,4 +1,4 @@
-"""Begin a study: copy the pictures of folders under random names, and write down which are compared."""
+"""Begin a study: copy the pictures under random names, and write down which pairs are compared."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ SCHEMA = (
        quality TEXT NOT NULL CHECK (quality IN ('left', 'tie', 'right')),
        alignment TEXT NOT NULL CHECK (alignment IN ('left', 'tie', 'right')), time TEXT NOT NULL)""",
     "CREATE INDEX vote_of ON vote (pair, rater)",
-    "CREATE TRIGGER votes_stay BEFORE DELETE ON vote BEGIN SELECT RAISE(ABORT, 'votes are kept'); END",
-    "CREATE TRIGGER votes_stay_so BEFORE UPDATE ON vote BEGIN SELECT RAISE(ABORT, 'votes are kept'); END",
+    "CREATE TRIGGER no_deletion BEFORE DELETE ON vote BEGIN SELECT RAISE(ABORT, 'a vote cannot be deleted'); END",
+    "CREATE TRIGGER no_change BEFORE UPDATE ON vote BEGIN SELECT RAISE(ABORT, 'a vote cannot be changed'); END",
 )
 
 
 def begin(folder: Path, competitors: list[Competitor], against: Literal["all", "first"] = "all") -> None:
-    """Copy the pictures and write the pairs, in random order; stopped midway it leaves no study.
+    """Copy the pictures and write the pairs in random order. If this is stopped midway, there is no study.
 
     Args:
-        folder: the study's.
-        competitors: with their pictures.
-        against: compare every two, or only the first with each other.
+        folder: where the study is stored.
+        competitors: the models with their pictures.
+        against: `all` compares every two models, `first` only the first model with each other one.
 
     Raises:
-        ValueError: no two of them have a prompt in common, or a picture is damaged.
+        ValueError: no two models have a prompt in common, or a picture is damaged.
     """
     compared = list(matches(competitors, every=against == "all"))
     if not compared:
         names = ", ".join(each.name for each in competitors)
-        raise ValueError(f"{names} have no prompt in common; draw the same file of prompts with each")
+        raise ValueError(f"{names} have no prompt in common; draw the same file of prompts with each model")
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-    random.SystemRandom().shuffle(compared)  # a pair's number, which a rater sees, says nothing of its models
+    random.SystemRandom().shuffle(compared)  # raters see a pair's number, which must not reveal the models
     settings = {"seed": secrets.token_hex(16), "begun": now(), "against": against}
     database = connect(folder)
-    with database:  # all or nothing
+    with database:  # one transaction: all rows or none
         database.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
             database.execute(statement)
@@ -76,7 +76,7 @@ def _add_model(database: sqlite3.Connection, competitor: Competitor) -> int:
 
 
 def _add_picture(database: sqlite3.Connection, folder: Path, model: int, competitor: Competitor, prompt: str) -> int:
-    """Copy a picture's pixels and nothing else."""
+    """Copy a picture's pixels, without its text chunks, and write down where they came from."""
     picture, token = competitor.pictures[prompt], secrets.token_hex(16)
     try:
         with Image.open(picture.path) as image:
@@ -84,9 +84,9 @@ def _add_picture(database: sqlite3.Connection, folder: Path, model: int, competi
     except OSError as error:
         raise ValueError(f"{picture.path} is damaged ({error}); remove it or draw it again") from None
     Image.fromarray(pixels).save(folder / PICTURES / f"{token}.png")
-    known = sha256(picture.path.read_bytes()).hexdigest()
+    checksum = sha256(picture.path.read_bytes()).hexdigest()
     height, width = pixels.shape[:2]
-    row = (model, prompt, token, width, height, str(picture.path), known, json.dumps(picture.facts))
+    row = (model, prompt, token, width, height, str(picture.path), checksum, json.dumps(picture.facts))
     columns = "model, prompt, token, width, height, file, sha256, facts"
     return _id(database.execute(f"INSERT INTO picture ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row))
 

@@ -1,4 +1,4 @@
-"""Folders of pictures -> which pictures are compared."""
+"""Read folders of pictures, and decide which pictures are compared."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Picture:
     """A picture in a folder.
 
     Args:
-        path: of the file.
-        prompt: what it was drawn for.
+        path: where the file is.
+        prompt: the text that it was drawn for.
         size: width and height in pixels.
         facts: the other text chunks that `lidit sample` wrote into it: seed, steps, checkpoint.
     """
@@ -32,22 +32,22 @@ class Picture:
 
     @property
     def order(self) -> tuple[int, str]:
-        """Of several pictures of a prompt the first sample comes first, of the first seed: none is picked by hand."""
+        """Pictures of the same prompt are sorted by sample number, or else by seed, so that none is picked by hand."""
         number = self.facts.get("sample", self.facts.get("seed", "0"))
         return int(number) if number.isdecimal() else 0, str(self.path)
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """A model, as the folder of what it drew.
+    """A model, known by a folder of pictures that it drew.
 
     Args:
-        name: for the report; raters never see it.
+        name: its name in the report; raters never see it.
         folder: where its pictures are.
-        pictures: by prompt, one each.
-        spare: pictures left out because their prompt has an earlier one.
-        silent: files left out because nothing says what they were drawn for.
-        provenance: what the folder says of itself, as JSON; empty: nothing.
+        pictures: one picture for each prompt.
+        spare: how many pictures are left out because an earlier one has the same prompt.
+        silent: how many pictures are left out because they have no prompt.
+        provenance: the text of the folder's provenance.json; empty: there is no such file.
     """
 
     name: str
@@ -59,21 +59,21 @@ class Competitor:
 
 
 def name_folders(words: list[str]) -> dict[str, Path]:
-    """Folders by name, written NAME=FOLDER, or FOLDER for one that is called like itself.
+    """Folders by name, from words like NAME=FOLDER; a word FOLDER alone is also the name.
 
     Raises:
-        ValueError: there are fewer than two, or two have one name.
+        ValueError: there are fewer than two folders, two have the same name, or a name is empty.
     """
     pairs = []
     for word in words:
         name, equals, folder = word.partition("=")
-        itself = not equals or Path(word).is_dir()  # a folder's own name may hold an equals sign
-        pairs.append((Path(word).name, Path(word)) if itself else (name.strip(), Path(folder)))
+        alone = not equals or Path(word).is_dir()  # a folder's own name may contain an equals sign
+        pairs.append((Path(word).name, Path(word)) if alone else (name.strip(), Path(folder)))
     if len(pairs) < 2:
         raise ValueError("name two or more folders of pictures: lidit study serve ours=runs/a theirs=runs/b")
     names = [name for name, _ in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two folders are called {twice!r}; name each another way: NAME=FOLDER")
+        raise ValueError(f"two folders are called {twice!r}; give them different names: NAME=FOLDER")
     if "" in names:
         raise ValueError("a folder has an empty name; write NAME=FOLDER")
     return dict(pairs)
@@ -83,25 +83,25 @@ def read_competitors(words: list[str]) -> list[Competitor]:
     """Read the folders that `name_folders` names.
 
     Raises:
-        ValueError: there are not two or more folders of pictures.
+        ValueError: there are fewer than two folders, or one has no pictures with prompts.
     """
     return [read_folder(name, folder) for name, folder in name_folders(words).items()]
 
 
 def read_folder(name: str, folder: Path) -> Competitor:
-    """The first picture of each prompt in a folder and the folders within it.
+    """Read a folder and its subfolders, and take the first picture of each prompt.
 
     Raises:
-        ValueError: it is no folder, or no picture in it says what it was drawn for.
+        ValueError: it is not a folder, or none of its pictures has a prompt.
     """
     if not folder.is_dir():
-        raise ValueError(f"{name}: {folder} is no folder; name one with pictures that `lidit sample` wrote")
+        raise ValueError(f"{name}: {folder} is not a folder; name one with pictures that `lidit sample` wrote")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
     found = [picture for path in files if (picture := read_picture(path))]
     if not found:
         raise ValueError(
-            f"{name}: none of {len(files)} pictures in {folder} says what it was drawn for; `lidit sample --prompts` "
-            "writes the prompt into its PNG files, for others put it into a text file beside each: 1.jpg, 1.txt"
+            f"{name}: none of {len(files)} pictures in {folder} has a prompt; `lidit sample --prompts` writes it into "
+            "its PNG files; for other pictures put it into a text file beside each: 1.jpg, 1.txt"
         )
     first: dict[str, Picture] = {}
     for picture in sorted(found, key=lambda each: each.order):
@@ -112,18 +112,18 @@ def read_folder(name: str, folder: Path) -> Competitor:
 
 
 def read_picture(path: Path) -> Picture | None:
-    """A picture with its prompt from the text file beside it or its own text chunks; None: neither has one.
+    """A picture with its prompt, from the text file beside it or from its text chunks; None: it has no prompt.
 
     Raises:
-        ValueError: it is no picture, or its text is not UTF-8.
+        ValueError: it is not a picture, or the text file is not UTF-8.
     """
     try:
         with Image.open(path) as image:
             size = image.size
-            chunks = dict(image.text) if path.suffix.lower() == ".png" else {}  # reads all of a PNG
-    except (OSError, SyntaxError, AttributeError) as error:  # as Pillow says what it cannot read
+            chunks = dict(image.text) if path.suffix.lower() == ".png" else {}  # reading `text` reads the whole PNG
+    except (OSError, SyntaxError, AttributeError) as error:  # what Pillow raises for a file that it cannot read
         kind = path.suffix[1:].upper()
-        raise ValueError(f"{path} is no {kind}, or damaged ({error}); remove it or draw it again") from None
+        raise ValueError(f"{path} is not a {kind} file, or is damaged ({error}); remove it or draw it again") from None
     facts = {key: str(value) for key, value in chunks.items()}
     beside = path.with_suffix(".txt")
     try:
@@ -135,11 +135,11 @@ def read_picture(path: Path) -> Picture | None:
 
 
 def matches(competitors: list[Competitor], every: bool) -> Iterator[tuple[str, Competitor, Competitor]]:
-    """What is compared: prompt, first and second model.
+    """Every comparison: the prompt, the first and the second model.
 
     Args:
         competitors: two or more.
-        every: every two of them, else only the first with each other, as the paper does.
+        every: compare every two models; otherwise only the first with each other one, as in the paper.
     """
     for a, b in combinations(competitors, 2):
         if every or a is competitors[0]:
@@ -147,21 +147,21 @@ def matches(competitors: list[Competitor], every: bool) -> Iterator[tuple[str, C
 
 
 def describe(competitors: list[Competitor]) -> str:
-    """In a sentence how many prompts are compared, and what is left out and why."""
+    """How many prompts are compared, what is left out, and why, as one line."""
     names = [each.name for each in competitors]
     prompts = dict.fromkeys(prompt for each in competitors for prompt in each.pictures)
     holders = {prompt: [each.name for each in competitors if prompt in each.pictures] for prompt in prompts}
-    whole = sum(len(names) == len(who) for who in holders.values())
-    said = [f"{whole} prompts in all of {', '.join(names)}"]
-    some = sum(1 < len(who) < len(names) for who in holders.values())
-    said += [f"{some} in some of them, compared between those"] if some else []
+    in_all = sum(len(names) == len(who) for who in holders.values())
+    parts = [f"{in_all} prompts in all of {', '.join(names)}"]
+    in_some = sum(1 < len(who) < len(names) for who in holders.values())
+    parts += [f"{in_some} in some of them, compared between those"] if in_some else []
     for name in names:
         alone = [prompt for prompt, who in holders.items() if who == [name]]
-        said += [f"{len(alone)} only in {name}, left out (such as {alone[0]!r})"] if alone else []
+        parts += [f"{len(alone)} only in {name}, left out (such as {alone[0]!r})"] if alone else []
     for each in competitors:
-        said += [f"{each.spare} further pictures of the same prompts in {each.name}, left out"] if each.spare else []
-        said += [f"{each.silent} pictures without a prompt in {each.name}, left out"] if each.silent else []
+        parts += [f"{each.spare} more pictures of the same prompts in {each.name}, left out"] if each.spare else []
+        parts += [f"{each.silent} pictures without a prompt in {each.name}, left out"] if each.silent else []
     sizes = {each.name: {picture.size for picture in each.pictures.values()} for each in competitors}
-    if any(own != sizes[names[0]] for own in sizes.values()):
-        said += ["the models' pictures differ in size, by which raters can tell them apart"]
-    return "; ".join(said)
+    if any(size != sizes[names[0]] for size in sizes.values()):
+        parts += ["the models' pictures differ in size, so raters can tell them apart"]
+    return "; ".join(parts)

@@ -1,13 +1,13 @@
-"""What a rater sees, as a Starlette application: consent, pairs, thanks. It works without JavaScript, and offline.
+"""What a rater sees, as a Starlette application: consent, pairs, thanks. It works offline and without JavaScript.
 
-    /              what the study is and what is kept; POST begins
-    /next          goes to a pair that the rater has not answered, or to /thanks
-    /pair/NUMBER   two pictures and two questions; POST answers
-    /go-on/SECRET  a rater's own link: goes on where they stopped, on any device
-    /picture/NAME  pixels under a random name
+    /              what the study is and what it stores; POST begins
+    /next          redirects to a pair that the rater has not answered, or to /thanks
+    /pair/NUMBER   two pictures and two questions; POST stores the answers
+    /go-on/SECRET  a rater's own link: continues where they stopped, on any device
+    /picture/NAME  a picture's pixels; its name is random
 
-A rater is known by a random secret in a cookie. No page, address or file says which model drew a picture: templates
-get prompts, random names and numbers of pairs, and nothing else.
+A random secret in a cookie identifies a rater. No page, address or file says which model drew a picture: templates
+receive only prompts, random names and numbers of pairs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lidit.study.store import ANSWERS, Shown, Store, digest
 
 PAGES = Path(__file__).with_name("pages")
 A_YEAR = 365 * 24 * 3600  # seconds
-LONGEST = 4096  # bytes of a form
-SMALL = 256  # pixels: a smaller picture is shown with its pixels as squares, not blurred
+LONGEST = 4096  # bytes that a form may have
+SMALL = 256  # pixels: a smaller picture is enlarged with its pixels as squares, not blurred
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -41,18 +41,21 @@ HEADERS = {
 }
 # UNSTATED: the words of the two questions; the paper names them "image quality" and "image-text alignment"
 QUESTIONS = {
-    "quality": ("Which is the better picture?", "Sharpness, composition, faults; never mind the text."),
-    "alignment": ("Which fits the text better?", "Everything the text asks for, and nothing against it."),
+    "quality": ("Which is the better picture?", "Judge sharpness, composition and faults; ignore the text."),
+    "alignment": (
+        "Which fits the text better?",
+        "Judge whether a picture shows all that the text asks for, and nothing that contradicts it.",
+    ),
 }
 templates = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def application(store: Store, contact: str = "") -> Starlette:
-    """The pages of a study.
+    """The application that serves the pages of a study.
 
     Args:
-        store: the study.
-        contact: whom raters may ask; empty: nobody is named.
+        store: the study to serve.
+        contact: the person whom raters may ask; empty: nobody is named.
     """
     routes = [
         Route("/", welcome),
@@ -69,7 +72,7 @@ def application(store: Store, contact: str = "") -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=secured)],
-        exception_handlers={HTTPException: problem, sqlite3.Error: unkept},
+        exception_handlers={HTTPException: problem, sqlite3.Error: database_failed},
     )
     app.state.store, app.state.contact = store, contact
     app.state.cookie = f"rater-{digest(store.settings['begun'])[:8]}"  # browsers share cookies between ports
@@ -77,7 +80,7 @@ def application(store: Store, contact: str = "") -> Starlette:
 
 
 async def secured(request: Request, follow: RequestResponseEndpoint) -> Response:
-    """Every answer with headers that keep other sites out, and no address in a Referer."""
+    """Add headers to every response that keep other sites out and the page's address out of the Referer."""
     response = await follow(request)
     response.headers.update(HEADERS)
     response.headers.setdefault("Cache-Control", "no-store")
@@ -85,7 +88,7 @@ async def secured(request: Request, follow: RequestResponseEndpoint) -> Response
 
 
 async def welcome(request: Request) -> Response:
-    """What the study is."""
+    """Show the first page: what the study is."""
     store = _store(request)
     rater = store.rater(_secret(request))
     done, pairs = store.progress(rater or 0)
@@ -93,35 +96,35 @@ async def welcome(request: Request) -> Response:
 
 
 async def agree(request: Request) -> Response:
-    """A new rater, who has agreed."""
+    """Register a rater who has agreed."""
     if (await _form(request)).get("agree") != "yes":
-        raise HTTPException(400, "Please tick the box if you agree; the study cannot begin without.")
+        raise HTTPException(400, "Please tick the box if you agree; the study cannot begin without your consent.")
     return _known(request, _store(request).begin())
 
 
 async def go_on(request: Request) -> Response:
-    """The rater whose link it is."""
+    """Recognise a rater by their own link, and continue."""
     token = request.path_params["token"]
     if _store(request).rater(token) is None:
-        raise HTTPException(404, "This link is not complete, or belongs to another study.")
+        raise HTTPException(404, "This link is incomplete, or belongs to another study.")
     return _known(request, token)
 
 
 async def leave(request: Request) -> Response:
-    """For the next person at the same device."""
+    """Forget the rater, so that another person can use the same device."""
     response = RedirectResponse("/", 303)
     response.delete_cookie(request.app.state.cookie)
     return response
 
 
 async def go_next(request: Request) -> Response:
-    """To a pair that has no answer of the rater yet."""
+    """Redirect to a pair that the rater has not answered yet."""
     pair = _store(request).next_pair(_rater(request))
     return RedirectResponse("/thanks" if pair is None else f"/pair/{pair}", 303)
 
 
 async def compare(request: Request) -> Response:
-    """A pair, with what the rater said of it before."""
+    """Show a pair, with the answer that the rater gave to it before."""
     store, rater, pair = _store(request), _rater(request), _pair(request)
     prompt, left, right = _sides(request)
     done, pairs = store.progress(rater)
@@ -131,7 +134,7 @@ async def compare(request: Request) -> Response:
         sides={"left": left, "right": right},
         small=max(left.width, left.height, right.width, right.height) < SMALL,
         questions=QUESTIONS,
-        said=store.answer(rater, pair),
+        chosen=store.answer(rater, pair),
         done=done,
         pairs=pairs,
         previous=store.previous(rater, pair),
@@ -140,25 +143,25 @@ async def compare(request: Request) -> Response:
 
 
 async def answer(request: Request) -> Response:
-    """Keep an answer, then go on."""
+    """Store an answer, then redirect to the next pair."""
     rater, pair = _rater(request), _pair(request)
     _, left, _ = _sides(request)
-    said = await _form(request)
-    if any(said.get(question) not in ANSWERS for question in QUESTIONS):
+    chosen = await _form(request)
+    if any(chosen.get(question) not in ANSWERS for question in QUESTIONS):
         raise HTTPException(400, "Please answer both questions; “no difference” is an answer.")
-    _store(request).vote(rater, pair, left.id, said["quality"], said["alignment"])
+    _store(request).vote(rater, pair, left.id, chosen["quality"], chosen["alignment"])
     return RedirectResponse("/next", 303)
 
 
 async def thanks(request: Request) -> Response:
-    """All is answered, or enough for now."""
+    """Show the last page: the rater has answered all pairs, or stops for now."""
     store, rater = _store(request), _rater(request)
     done, pairs = store.progress(rater)
     return _html("thanks.html", done=done, pairs=pairs, previous=store.previous(rater), link=_link(request))
 
 
 async def picture(request: Request) -> Response:
-    """A picture's pixels."""
+    """Send a picture's pixels."""
     path = _store(request).picture(request.path_params["token"])
     if path is None:
         raise HTTPException(404, "There is no such picture.")
@@ -166,7 +169,7 @@ async def picture(request: Request) -> Response:
 
 
 async def static(request: Request) -> Response:
-    """The style sheet and the script."""
+    """Send the style sheet, the script or the icon."""
     kinds = {"study.css": "text/css", "study.js": "text/javascript", "icon.svg": "image/svg+xml"}
     name = request.path_params["name"]
     if name not in kinds:
@@ -175,18 +178,18 @@ async def static(request: Request) -> Response:
 
 
 async def problem(request: Request, error: Exception) -> Response:
-    """What went wrong, and a way on."""
+    """Say what went wrong, with a link to the first page."""
     assert isinstance(error, HTTPException)
     response = _html("problem.html", message=error.detail)
     response.status_code = error.status_code
     return response
 
 
-async def unkept(request: Request, error: Exception) -> Response:
-    """The database could not be read or written; nothing that was kept before is lost."""
+async def database_failed(request: Request, error: Exception) -> Response:
+    """Say that the database could not be read or written; what was stored before is not lost."""
     print(f"lidit: the study's database does not answer: {error}", file=sys.stderr, flush=True)
-    lost = "What you sent could not be kept. Go back and send it again; if that fails, tell who runs the study."
-    return await problem(request, HTTPException(503, lost))
+    message = "What you sent could not be saved. Go back and send it again; if that fails, tell the study's organiser."
+    return await problem(request, HTTPException(503, message))
 
 
 def _store(request: Request) -> Store:
@@ -194,28 +197,28 @@ def _store(request: Request) -> Store:
 
 
 def _secret(request: Request) -> str:
-    """What the browser says it is; empty: nothing."""
+    """The secret in the browser's cookie; empty: there is none."""
     return request.cookies.get(request.app.state.cookie, "")
 
 
 def _rater(request: Request) -> int:
-    """The number of the rater who asks."""
+    """The number of the rater who sent the request."""
     rater = _store(request).rater(_secret(request))
     if rater is None:
-        raise HTTPException(403, "This browser does not know you: open your own link, or begin on the first page.")
+        raise HTTPException(403, "This browser is not known here: open your own link, or begin on the first page.")
     return rater
 
 
 def _pair(request: Request) -> int:
     """The number of the pair in the address."""
-    said = request.path_params["pair"]
-    if not said.isdecimal() or len(said) > 9:  # more than SQLite and int() take is no number of a pair either
+    number = request.path_params["pair"]
+    if not number.isdecimal() or len(number) > 9:  # SQLite and int() cannot read numbers of any length
         raise HTTPException(404, "There is no such pair.")
-    return int(said)
+    return int(number)
 
 
 def _sides(request: Request) -> tuple[str, Shown, Shown]:
-    """Prompt, left and right of the pair in the address."""
+    """Prompt, left and right picture of the pair in the address."""
     found = _store(request).sides(_rater(request), _pair(request))
     if found is None:
         raise HTTPException(404, "There is no such pair.")
@@ -223,7 +226,7 @@ def _sides(request: Request) -> tuple[str, Shown, Shown]:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form; of several of one name the last."""
+    """The fields of a form; of fields with the same name, the last."""
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -233,7 +236,7 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _known(request: Request, token: str) -> Response:
-    """To the first pair, as a rater whom the browser knows from now on."""
+    """Redirect to the next pair, and set the cookie by which the rater is recognised from now on."""
     response = RedirectResponse("/next", 303)
     secure = request.url.scheme == "https"
     response.set_cookie(request.app.state.cookie, token, max_age=A_YEAR, httponly=True, samesite="lax", secure=secure)
@@ -241,7 +244,7 @@ def _known(request: Request, token: str) -> Response:
 
 
 def _link(request: Request) -> str:
-    """The rater's own link."""
+    """The rater's own link, which continues on any device."""
     return str(request.url_for("go_on", token=_secret(request)))
 
 

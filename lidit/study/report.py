@@ -1,6 +1,6 @@
 """`lidit study report`: win shares with intervals, agreement between raters, and the paper's Figure 6.
 
-Everything is a function of the votes and the seed of the bootstrap, so reporting again changes nothing.
+The numbers depend only on the votes and the bootstrap's seed, so a second report is the same as the first.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from matplotlib.figure import Figure
 from lidit.study.store import Store, Vote
 
 QUESTIONS = {"quality": "Image quality", "alignment": "Image-text alignment"}
-OUTCOMES = ("win", "tie", "loss")  # of the model named first
-ENOUGH = 3  # raters of a pair
+OUTCOMES = ("win", "tie", "loss")  # for the model named first
+ENOUGH = 3  # raters that a pair should have
 REPORT, FIGURE, VOTES = "report.md", "figure6.png", "votes.csv"
 COLOURS = {"win": "#1f5fbf", "tie": "#c4c7cd", "loss": "#e08214"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model against another in one question.
+    """One model against another on one question.
 
     Args:
         model: whose wins are counted.
-        other: against whom.
+        other: the model that it is compared with.
         question: `quality` or `alignment`.
-        counts: wins, ties and losses.
-        share: of answers won, from 0 to 1, ties counted as half; nan: there are no answers.
-        low: of the 95 % interval; nan: fewer than two prompts.
-        high: likewise.
-        kappa: Fleiss' between raters; nan: no pair has two raters, or all answers are alike.
-        thin: pairs of the two with fewer than three raters.
-        pairs: of the two.
+        counts: numbers of wins, ties and losses.
+        share: share of answers won, from 0 to 1, with ties as half; nan: there are no answers.
+        low: lower end of the 95 % interval; nan: fewer than two prompts.
+        high: its upper end, likewise.
+        kappa: Fleiss' kappa between raters; nan: no pair has two raters, or all answers are alike.
+        thin: how many pairs of the two models have fewer than three raters.
+        pairs: how many pairs the two models have.
     """
 
     model: str
@@ -58,14 +58,14 @@ def report(folder: str = "runs/study", seed: int = 0, resamples: int = 10_000) -
 
     Args:
         folder: the study, which `lidit study serve` wrote and may still be serving.
-        seed: of the bootstrap over prompts.
-        resamples: of the bootstrap.
+        seed: seed of the bootstrap over prompts.
+        resamples: how many times the bootstrap draws prompts.
 
     Raises:
         ValueError: there is no study, or nobody has voted yet.
     """
     if resamples < 1:
-        raise ValueError(f"--resamples is {resamples}: take at least 1; 10000 gives steady intervals")
+        raise ValueError(f"--resamples is {resamples}: use at least 1; 10000 gives steady intervals")
     store = Store(Path(folder))
     votes, pairs = store.votes(), store.matches()
     store.close()
@@ -80,7 +80,7 @@ def report(folder: str = "runs/study", seed: int = 0, resamples: int = 10_000) -
 
 
 def compare(votes: list[Vote], a: str, b: str, pairs: int, seed: int, resamples: int) -> list[Result]:
-    """A model against another, a result for each question."""
+    """Compare one model with another: a result for each question."""
     own = [vote for vote in votes if (vote.a, vote.b) == (a, b)]
     prompts = {prompt: i for i, prompt in enumerate(sorted({vote.prompt for vote in own}))}
     raters = Counter(vote.prompt for vote in own)
@@ -98,50 +98,51 @@ def compare(votes: list[Vote], a: str, b: str, pairs: int, seed: int, resamples:
 
 
 def outcome(vote: Vote, question: str) -> str:
-    """What an answer is for the first model: `win`, `tie` or `loss`."""
-    said = getattr(vote, question)
-    if said == "tie":
+    """What an answer means for the first model: `win`, `tie` or `loss`."""
+    answer = getattr(vote, question)
+    if answer == "tie":
         return "tie"
-    return "win" if (said == "left") == vote.a_left else "loss"
+    return "win" if (answer == "left") == vote.a_left else "loss"
 
 
 def bootstrap(counts: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
     """Share of answers won with ties as half, and its 95 % interval from prompts drawn with replacement.
 
-    A prompt is drawn with all its answers, since raters of the same two pictures agree for reasons of their own. Among
-    those drawn from are one that is won by all and one that is lost by all (after Agresti and Coull, 1998): without
-    them the interval of few prompts is too narrow, and that of prompts with the same answers is a point.
+    A prompt is drawn with all its answers, since answers about the same two pictures are not independent. Two made-up
+    prompts are among those drawn from, one that everybody answers for the first model and one for the second (after
+    Agresti and Coull, 1998): without them the interval of few prompts is too narrow, and is a single point where all
+    answers are alike.
 
     Args:
-        counts: (prompts, 3), wins, ties and losses.
-        seed: of the draws.
-        resamples: how many.
+        counts: (prompts, 3), numbers of wins, ties and losses.
+        seed: seed of the draws.
+        resamples: how many times prompts are drawn.
 
     Returns:
-        Share, low and high, from 0 to 1; nan where there are no answers, or fewer than two prompts.
+        Share, lower and upper end, from 0 to 1; nan without answers, the ends also with fewer than two prompts.
     """
     nan = float("nan")
-    won, of = counts @ np.array([1, 0.5, 0]), counts.sum(1)
-    if not of.sum():
+    won, answers = counts @ np.array([1, 0.5, 0]), counts.sum(1)
+    if not answers.sum():
         return nan, nan, nan
-    share = float(won.sum() / of.sum())
+    share = float(won.sum() / answers.sum())
     if len(counts) < 2:
         return share, nan, nan
-    usual, n = of.mean(), len(counts) + 2
-    won, of = np.append(won, [usual, 0]), np.append(of, [usual, usual])
+    usual, n = answers.mean(), len(counts) + 2
+    won, answers = np.append(won, [usual, 0]), np.append(answers, [usual, usual])
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    low, high = np.percentile(times @ won / (times @ of), [2.5, 97.5])
+    low, high = np.percentile(times @ won / (times @ answers), [2.5, 97.5])
     return share, float(low), float(high)
 
 
 def fleiss_kappa(counts: np.ndarray) -> float:
-    """Agreement between raters beyond chance (Fleiss, 1971): 1 perfect, 0 as by chance.
+    """Agreement between raters beyond chance (Fleiss, 1971): 1 is perfect, 0 is chance.
 
     UNSTATED: the paper gives no agreement. Here raters may be more or fewer for each item: agreement within an item
     is averaged over the items with two or more, and chance comes from the shares of all their answers.
 
     Args:
-        counts: (items, categories), how many raters chose what.
+        counts: (items, categories), how many raters chose each category.
 
     Returns:
         Kappa; nan where no item has two raters, or all answers are alike.
@@ -156,14 +157,14 @@ def fleiss_kappa(counts: np.ndarray) -> float:
 
 
 def as_markdown(results: list[Result], votes: list[Vote]) -> str:
-    """The report."""
+    """The report as Markdown."""
     raters = Counter(vote.rater for vote in votes)
     lines = [
         "# Human evaluation",
         "",
         f"{plural(len(votes), 'answered pair')}, {plural(len(raters), 'rater')}. A share counts ties as half; its "
-        "95 % interval is by bootstrap over prompts, among them one that is won and one that is lost by all; kappa is "
-        "Fleiss' between raters, over pairs with two or more.",
+        "95 % interval is from a bootstrap over prompts, with one prompt added that all answers win and one that all "
+        "lose; kappa is Fleiss' kappa between raters, over the pairs with two raters or more.",
     ]
     for question, title in QUESTIONS.items():
         lines += ["", f"## {title}", "", "| model | against | wins | ties | losses | share | 95 % interval | kappa |"]
@@ -175,36 +176,36 @@ def as_markdown(results: list[Result], votes: list[Vote]) -> str:
             lines.append(f"| {' | '.join(map(str, [*cells, number(each.kappa, '.2f')]))} |")
     lines += ["", "## The votes", ""]
     for each in (result for result in results if result.question == "quality" and result.thin):
-        said = f"{each.thin} of {each.pairs} pairs of {each.model} and {each.other}"
-        lines.append(f"- {said} have fewer than {ENOUGH} raters.")
+        pairs = f"{each.thin} of {each.pairs} pairs of {each.model} and {each.other}"
+        lines.append(f"- {pairs} have fewer than {ENOUGH} raters.")
     decided = [getattr(vote, question) for vote in votes for question in QUESTIONS if getattr(vote, question) != "tie"]
     if decided:
         share = decided.count("left") / len(decided)
         lines.append(
-            f"- The left picture was chosen in {number(share, '.1%')} of {len(decided)} answers that are no tie."
+            f"- The left picture was chosen in {number(share, '.1%')} of {len(decided)} answers that are not ties."
         )
     each = sorted(raters.values())
-    lines.append(f"- Pairs that a rater answered: {each[0]} to {each[-1]}, {np.median(each):g} in the median.")
+    lines.append(f"- Pairs that one rater answered: {each[0]} to {each[-1]}, median {np.median(each):g}.")
     return "\n".join(lines)
 
 
 def number(value: float, form: str) -> str:
-    """A number as text, a dash for nan."""
+    """A number as text; nan is a dash."""
     return format(value, form).replace("%", " %") if value == value else "–"
 
 
 def plural(count: int, word: str) -> str:
-    """A count with its word."""
+    """A count with its noun, which has an s unless the count is 1."""
     return f"{count} {word}{'s' * (count != 1)}"
 
 
 def cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
+    """Text for a cell of a table, with its vertical bars escaped."""
     return text.replace("|", "\\|")
 
 
 def draw(results: list[Result]) -> Figure:
-    """Figure 6: per two models and question a bar of wins, ties and losses."""
+    """Draw Figure 6: for every two models and each question a bar of wins, ties and losses."""
     matches = list(dict.fromkeys((result.model, result.other) for result in results))
     figure = Figure(figsize=(10, 1.5 + 0.6 * len(matches)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -220,7 +221,7 @@ def draw(results: list[Result]) -> Figure:
 
 
 def _bars(panel: Axes, results: list[Result]) -> None:
-    """A question's bars, with their shares in percent."""
+    """Draw the bars of one question, with their shares in percent."""
     shares = np.array([np.array(result.counts) / max(1, sum(result.counts)) for result in results])
     starts = np.zeros(len(results))
     for i, name in enumerate(OUTCOMES):
@@ -237,7 +238,7 @@ def _bars(panel: Axes, results: list[Result]) -> None:
 
 
 def write_votes(path: Path, votes: list[Vote]) -> None:
-    """The answers that count, a row each, for other statistics."""
+    """Write the answers that count, one a row, for other statistics."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["rater", "prompt", "left", "right", "quality", "alignment"])

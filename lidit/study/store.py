@@ -1,10 +1,10 @@
-"""A study on disk: pictures that say nothing of their model, pairs of them, raters without names, and every vote.
+"""A study on disk: pictures that do not reveal their model, pairs of them, raters without names, and every vote.
 
     STUDY/study.db     SQLite: settings, models, pictures, pairs, raters, votes
-    STUDY/pictures/    under random names and drawn anew: a PNG's text chunks would name its checkpoint
+    STUDY/pictures/    pixels under random names; the text chunks of the original PNGs would name the checkpoint
 
-A vote is one row, on disk before the page goes on. Rows of votes are only ever added: a second answer to the same pair
-counts instead of the first, and both stay. One process serves a study, with one connection: writes wait for each other.
+A vote is one row, on disk before the next page is sent. Rows of votes are only added: a second answer to the same pair
+counts instead of the first, and both stay. One process with one connection serves a study, so writes do not collide.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Vote:
     """A rater's last answer to a pair.
 
     Args:
-        rater: number.
-        prompt: of the pair.
+        rater: the rater's number.
+        prompt: the pair's prompt.
         a: first model's name.
         b: second model's name.
         a_left: whether the first model's picture was on the left.
-        quality: `left`, `tie` or `right`.
-        alignment: likewise.
+        quality: `left`, `tie` or `right`, the answer to the first question.
+        alignment: likewise, to the second.
     """
 
     rater: int
@@ -57,10 +57,10 @@ class Store:
     """A study that has been begun.
 
     Args:
-        folder: the study's.
+        folder: the study's folder.
 
     Raises:
-        ValueError: there is none in the folder.
+        ValueError: there is no study in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,21 +74,21 @@ class Store:
         self.database.close()
 
     def models(self) -> dict[str, str]:
-        """Folders by name, in the order they were given."""
+        """Folders by the models' names, in the order in which they were given."""
         return dict(self.database.execute("SELECT name, folder FROM model ORDER BY id").fetchall())
 
     def begin(self) -> str:
-        """A new rater's secret, which only they have: the study keeps its SHA-256."""
+        """Register a new rater and return their secret, of which the study stores only the SHA-256."""
         token = secrets.token_urlsafe(24)
         self.database.execute("INSERT INTO rater (token_sha256, agreed) VALUES (?, ?)", (digest(token), now()))
         return token
 
     def rater(self, token: str) -> int | None:
-        """The number of the rater with a secret, None: there is none."""
+        """The number of the rater with this secret; None: nobody has it."""
         return self._one("SELECT id FROM rater WHERE token_sha256 = ?", digest(token))
 
     def next_pair(self, rater: int) -> int | None:
-        """Of the pairs that a rater has not answered, one with the fewest raters, at random; None: all are answered."""
+        """A pair that the rater has not answered, at random from those with the fewest raters; None: none is left."""
         left = self.database.execute(
             """SELECT (SELECT COUNT(DISTINCT rater) FROM vote WHERE pair = pair.id), pair.id FROM pair
                WHERE id NOT IN (SELECT pair FROM vote WHERE rater = ?)""",
@@ -97,9 +97,10 @@ class Store:
         return min(((raters, self._chance("order", rater, pair), pair) for raters, pair in left), default=(None,))[-1]
 
     def sides(self, rater: int, pair: int) -> tuple[str, Shown, Shown] | None:
-        """Prompt, left and right picture; sides are random, but the same whenever a rater sees the pair. None: no pair.
+        """Prompt, left and right picture of a pair as a rater sees it; None: there is no such pair.
 
-        Which side comes of the study's seed, which is random and never leaves it: a rater cannot work it out.
+        Sides are random, but the same whenever the rater sees the pair. They follow from the study's random seed, which
+        is never shown, so that a rater cannot work them out.
         """
         found = self.database.execute(
             """SELECT picture.prompt, picture.id, token, width, height FROM pair
@@ -113,14 +114,14 @@ class Store:
         return found[0][0], left, right
 
     def vote(self, rater: int, pair: int, left: int, quality: str, alignment: str) -> None:
-        """Keep an answer: it is on disk when this returns.
+        """Store an answer: it is on disk when this returns.
 
         Args:
-            rater: number.
-            pair: number.
-            left: the picture that was on the left.
-            quality: `left`, `tie` or `right`.
-            alignment: likewise.
+            rater: the rater's number.
+            pair: the pair's number.
+            left: the number of the picture that was on the left.
+            quality: `left`, `tie` or `right`, the answer to the first question.
+            alignment: likewise, to the second.
         """
         self.database.execute(
             "INSERT INTO vote (rater, pair, on_left, quality, alignment, time) VALUES (?, ?, ?, ?, ?, ?)",
@@ -128,13 +129,13 @@ class Store:
         )
 
     def answer(self, rater: int, pair: int) -> dict[str, str]:
-        """What a rater last said of a pair, by question; empty: nothing yet."""
+        """A rater's last answer to a pair, by question; empty: there is none yet."""
         query = "SELECT quality, alignment FROM vote WHERE rater = ? AND pair = ? ORDER BY id DESC"
         found = self.database.execute(query, (rater, pair)).fetchone()
         return dict(zip(("quality", "alignment"), found, strict=True)) if found else {}
 
     def previous(self, rater: int, pair: int | None = None) -> int | None:
-        """The pair that a rater answered before this one, or last of all; None: there is none."""
+        """The pair that a rater answered before this one (without `pair`: the last one); None: there is none."""
         query = """SELECT pair FROM (SELECT pair, MIN(id) AS first FROM vote WHERE rater = ?1 GROUP BY pair)
                    WHERE first < COALESCE((SELECT MIN(id) FROM vote WHERE rater = ?1 AND pair = ?2), 1e18)
                    ORDER BY first DESC"""
@@ -146,7 +147,7 @@ class Store:
         return done or 0, self._one("SELECT COUNT(*) FROM pair") or 0
 
     def picture(self, token: str) -> Path | None:
-        """The file that a picture is served from, None: no picture has that name."""
+        """The file of the picture with this random name; None: there is none."""
         found = self.database.execute("SELECT token FROM picture WHERE token = ?", (token,)).fetchone()
         return self.folder / PICTURES / f"{found[0]}.png" if found else None
 
@@ -162,7 +163,7 @@ class Store:
         return [Vote(*row[:4], bool(row[4]), *row[5:]) for row in rows]
 
     def matches(self) -> dict[tuple[str, str], int]:
-        """How many pairs there are, by names of the two models."""
+        """How many pairs every two models have, by the models' names."""
         rows = self.database.execute(
             """SELECT first.name, second.name, COUNT(*) FROM pair
                JOIN picture a ON a.id = pair.a JOIN model first ON first.id = a.model
@@ -176,13 +177,13 @@ class Store:
         return found[0] if found else None
 
     def _chance(self, *about: object) -> int:
-        """A number below 2^256, from the study's seed and what it is about."""
+        """A random number below 2^256 that depends only on the study's seed and on `about`."""
         return int(digest("/".join(map(str, (self.settings["seed"], *about)))), 16)
 
 
 def connect(folder: Path) -> sqlite3.Connection:
-    """A connection that has every row on disk when it is written."""
-    # isolation_level None: a statement is a transaction; a server may hand a request to another thread
+    """Open the database so that each row is on disk as soon as it is written."""
+    # isolation_level None: each statement is a transaction; check_same_thread: a server may change threads
     database = sqlite3.connect(folder / DATABASE, isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
@@ -191,7 +192,7 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a study was begun in a folder, wholly.
+    """Whether a folder holds a study whose beginning was completed.
 
     Raises:
         ValueError: its database cannot be read.
@@ -202,16 +203,16 @@ def is_begun(folder: Path) -> bool:
         database = connect(folder)
         found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'setting'").fetchone()
     except sqlite3.DatabaseError as error:
-        raise ValueError(f"{folder / DATABASE} is no study ({error}); take another --out, or restore it") from None
+        raise ValueError(f"{folder / DATABASE} is not a study ({error}); use another --out, or restore it") from None
     database.close()
     return found is not None
 
 
 def digest(text: str) -> str:
-    """SHA-256, in hexadecimal."""
+    """The SHA-256 of a text, in hexadecimal."""
     return sha256(text.encode()).hexdigest()
 
 
 def now() -> str:
-    """UTC, to the millisecond."""
+    """The time in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,12 +1,12 @@
 "use strict";
-// Keys 1 to 6 answer, Enter goes on; a picture enlarges in place. Without this script the page is a plain form.
+// Keys 1 to 6 answer, Enter sends; a click enlarges a picture. Without this script the page is a plain form.
 
 const form = document.querySelector("form[method=post] fieldset")?.form;
 const dialog = document.querySelector("dialog");
 
 if (form) {
   const send = form.querySelector(".actions button");
-  form.addEventListener("submit", () => setTimeout(() => (send.disabled = true))); // a second click is no second answer
+  form.addEventListener("submit", () => setTimeout(() => (send.disabled = true))); // a second click sends nothing
   addEventListener("pageshow", () => (send.disabled = false));
   addEventListener("keydown", (event) => {
     if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || dialog.open) return;
@@ -45,7 +45,7 @@ if (dialog) {
 }
 
 for (const button of document.querySelectorAll("[data-copy]")) {
-  if (!navigator.clipboard) continue; // only over https or on localhost
+  if (!navigator.clipboard) continue; // browsers offer it only over https or on localhost
   button.hidden = false;
   button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).value);
