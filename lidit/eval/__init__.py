@@ -1,1 +1,1 @@
-"""Scores: metrics, and the benchmarks of text-to-image models, one file each. It reads folders, never checkpoints."""
+"""Metrics, and the benchmarks of text-to-image models, one file each. They read folders, never checkpoints."""

@@ -1,16 +1,17 @@
 """DPG-Bench (ELLA, Hu et al., 2024): 1,065 long prompts, and the share of their propositions that a VQA judge affirms.
 
 The rules are those of `dpg_bench/compute_dpg_bench.py` of github.com/TencentQQGYLab/ELLA, with two sums over the same
-answers: `official` with that script's habits, as published numbers are made, and `fixed` without them.
+answers: `official` has that script's errors, as published numbers have, and `fixed` does not.
 
 | | official | fixed |
 |---|---|---|
-| first row of the CSV | skipped, so that partiprompts97 fails and is left out | kept |
+| first row of the CSV | skipped, so that partiprompts97 fails and is left out | read |
 | category scores | answers of the last tile | answers of all tiles |
 
-In both, a proposition counts for the score only if those it depends on hold, and for its category without that.
+In both, a proposition counts for the score only if the propositions it depends on hold; its category's score ignores
+that.
 
-The authors' judge cannot be had as a class of transformers; ours are variants, named so (see `dpg_judges.py`).
+The authors' judge is not available in transformers; ours are variants, and are named so (see `dpg_judges.py`).
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from lidit.eval.suite import BenchmarkError, Picture, Suite, present, prompt_fil
 CSV = "dpg_bench.csv"
 PUBLISHED = "https://github.com/TencentQQGYLab/ELLA/tree/main/dpg_bench"
 GIT_BLOB = "98457fc9901943f51ff9a30367250fc292533bed"
-TILES = 4  # of an image: top left, top right, bottom left, bottom right
+TILES = 4  # per image: top left, top right, bottom left, bottom right
 
-Answers = Mapping[int, str]  # of one tile, by question
+Answers = Mapping[int, str]  # answers for one tile, by the question's number
 
 
 @dataclass(frozen=True)
 class Question:
-    """A proposition as a question; parents are the questions that must hold for it to count."""
+    """A proposition as a question; it counts only if its parents, which are other questions, hold."""
 
     text: str
     category: str
@@ -47,23 +48,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and its questions by number, in the CSV's order, in which zeroes cascade."""
+    """A prompt and its questions by number, in the CSV's order, in which a failed parent fails its children."""
 
     prompt: str
     questions: dict[int, Question] = field(default_factory=dict)
 
 
 def suite(prompts_dir: Path) -> Suite:
-    """One image of four tiles for each prompt, named like the prompt.
+    """The pictures to draw: one image of four tiles for each prompt, named by the prompt's id.
 
     Args:
-        prompts_dir: folder that holds ELLA's dpg_bench.csv.
+        prompts_dir: folder with ELLA's dpg_bench.csv.
 
     Raises:
-        BenchmarkError: the CSV is missing or is another one.
+        BenchmarkError: the CSV is missing, or is not the published one.
     """
     text, sources = _read(prompts_dir)
-    # UNSTATED: whether the CSV's text column and prompts/*.txt, which the official generator draws, agree everywhere
+    # UNSTATED: whether the CSV's text column, which we draw, always agrees with prompts/*.txt, which ELLA draws.
     pictures = [Picture(_file(i), item.prompt, tiles=TILES) for i, item in read_items(text).items()]
     return Suite("dpg-bench", pictures, sources)
 
@@ -76,18 +77,19 @@ def score(
     allow_missing: bool = False,
     device: str = "cpu",
 ) -> dict:
-    """Both scores of a run, x 100, with their categories, each image's in [0, 1], and the judge.
+    """Both scores of a run and of its categories, times 100; each image's score in [0, 1]; and the judge.
 
     Args:
-        run: folder of `lidit sample --benchmark dpg-bench`.
-        prompts_dir: folder that holds ELLA's dpg_bench.csv.
-        judge: Hugging Face id or folder of a BLIP-VQA model, or of a chat model that sees images, such as Qwen-VL's.
-        tile: side of a tile in pixels; by default half the side of the first image. All images must be of that size.
+        run: folder that `lidit sample --benchmark dpg-bench` wrote.
+        prompts_dir: folder with ELLA's dpg_bench.csv.
+        judge: Hugging Face id or folder of a BLIP-VQA model, or of a chat model that reads images, such as Qwen-VL.
+        tile: side of a tile in pixels; by default half the side of the first image. All images must have this size.
         allow_missing: score a run that lacks images; the result then names them.
-        device: to run the judge on.
+        device: device to run the judge on.
 
     Raises:
-        BenchmarkError: the CSV, an image or the judge is missing or unfit, or images are missing and may not be.
+        BenchmarkError: the CSV or the judge is missing or of another kind, an image cannot be read, or images are
+            missing without `allow_missing`.
     """
     text, sources = _read(prompts_dir)
     items = read_items(text)
@@ -117,10 +119,10 @@ def score(
 
 
 def read_items(text: str, skip_first: bool = False) -> dict[str, Item]:
-    """The CSV's prompts by id, which is text even where it is a number.
+    """The CSV's prompts by id; an id is a text, even if it looks like a number.
 
     Args:
-        text: of the CSV.
+        text: text of the CSV.
         skip_first: leave out the first row, as the official script does.
     """
     items: dict[str, Item] = {}
@@ -140,10 +142,10 @@ def category(proposition: str) -> str:
 
 
 def gated(right: Mapping[int, int], questions: Mapping[int, Question]) -> dict[int, int]:
-    """Which questions count: in their order, one whose parents do not all count does not; 0 is no parent.
+    """Which right answers count: in their order, one counts only if all its parents count. Parent 0 means none.
 
     Raises:
-        KeyError: a parent that has to be looked at is not a question.
+        KeyError: a parent that must be looked up is not a question.
     """
     counts = dict(right)
     for number, question in questions.items():
@@ -153,7 +155,7 @@ def gated(right: Mapping[int, int], questions: Mapping[int, Question]) -> dict[i
 
 
 def right_answers(questions: Mapping[int, Question], tiles: Sequence[Answers]) -> list[dict[int, int]]:
-    """Per tile, 1 for each question answered with exactly "yes", before dependencies."""
+    """Per tile, 1 for each question that is answered exactly "yes", whatever its parents' answers."""
     return [{number: int(answers[number] == "yes") for number in questions} for answers in tiles]
 
 
@@ -161,22 +163,22 @@ def tile_scores(questions: Mapping[int, Question], right: Sequence[Mapping[int, 
     """Per tile, the share of all questions that count, in [0, 1].
 
     Raises:
-        KeyError: as `gated`.
+        KeyError: a parent that must be looked up is not a question.
     """
     return [sum(gated(tile, questions).values()) / len(tile) for tile in right]
 
 
 def aggregate(items: Mapping[str, Item], answers: Mapping[str, Sequence[Answers]], last_tile: bool = True) -> dict:
-    """A run's score and category scores x 100, and each image's in [0, 1].
+    """A run's score and category scores, times 100, and each image's score in [0, 1].
 
     Args:
         items: prompts by id.
-        answers: of the images by prompt id, tile by tile.
-        last_tile: category scores of the last tile alone.
+        answers: each image's answers by prompt id, tile by tile.
+        last_tile: take category scores from the last tile only.
 
     Returns:
-        dpg_score, l1 and l2 (by category), per_image, and failed, the images that are left out: none of the questions
-        is theirs, or one depends on a question that there is not. Only failed where that is all of them.
+        dpg_score, l1 and l2 (scores by category), per_image, and failed, the images that are left out: they have no
+        questions, or a question depends on one that does not exist. If all images failed, only failed.
     """
     right: dict[str, list[dict[int, int]]] = {}
     per_image: dict[str, dict] = {}
@@ -196,7 +198,7 @@ def aggregate(items: Mapping[str, Item], answers: Mapping[str, Sequence[Answers]
 
 
 def _categories(items: Mapping[str, Item], right: Mapping[str, list[dict[int, int]]]) -> dict[str, dict[str, float]]:
-    """Broad (`attribute`) and detailed (`attribute - color`) categories, pooled over questions."""
+    """Scores of broad (`attribute`) and detailed (`attribute - color`) categories, pooled over questions."""
     pools: dict[str, dict[str, list[int]]] = {"l1": defaultdict(list), "l2": defaultdict(list)}
     for i, tiles in right.items():
         for tile in tiles:
@@ -211,12 +213,12 @@ def split(image: UInt8[np.ndarray, "h w 3"], tile: int, name: str) -> list[UInt8
     """The four tiles of an image, row by row.
 
     Raises:
-        BenchmarkError: the image is not of two by two tiles of that side.
+        BenchmarkError: the image does not consist of two by two tiles of that side.
     """
     height, width = image.shape[:2]
     if (height, width) != (2 * tile, 2 * tile):
         raise BenchmarkError(
-            f"{name} is {width}x{height}, not two by two tiles of {tile} px; draw the run anew, or pass --tile"
+            f"{name} is {width}x{height}, not two by two tiles of {tile} px; draw the run again, or pass --tile"
         )
     return [image[y : y + tile, x : x + tile] for y in (0, tile) for x in (0, tile)]
 
@@ -227,7 +229,7 @@ def _ask(judge: Judge, tiles: list[np.ndarray], questions: Mapping[int, Question
 
 
 def _tile_side(run: Path, files: list[str], tile: int | None) -> int:
-    """The side of all tiles; every image is looked at before the judge has worked for hours."""
+    """The side of all tiles. Every image is checked here, before the judge works for hours."""
     for file in files:
         image = read_image(run / file)
         tile = tile or image.shape[0] // 2
@@ -236,13 +238,13 @@ def _tile_side(run: Path, files: list[str], tile: int | None) -> int:
 
 
 def _read(prompts_dir: Path) -> tuple[str, dict[str, str]]:
-    """The CSV's text, and its path with its SHA-256."""
+    """The CSV's text, and its SHA-256 by its path."""
     text, sha = prompt_file(prompts_dir, CSV, PUBLISHED, GIT_BLOB)
     return text, {str(prompts_dir / CSV): sha}
 
 
 def _columns(kind: str, found: dict) -> dict[str, float]:
-    """The columns of ELLA's table, where there are any: the score and its broad categories."""
+    """The columns of ELLA's table: the score and the broad categories; empty if all images failed."""
     if "dpg_score" not in found:
         return {}
     return {f"{kind} average": found["dpg_score"]} | {f"{kind} {name}": value for name, value in found["l1"].items()}

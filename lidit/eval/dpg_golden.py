@@ -1,4 +1,4 @@
-"""DPG-Bench's part of the golden cases: one image's answers, and a whole run's CSV and answers."""
+"""The golden cases of DPG-Bench: one image's answers, and a whole run's CSV and answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERANCE = 1e-9
 
 
 def images(cases: list[dict]) -> Iterator[tuple[str, str | None]]:
-    """Tile scores, their mean and the last tile's answers before dependencies, or the question that is missing."""
+    """Check an image's tile scores, their mean and the last tile's answers, or the question that is missing."""
     for case in cases:
         questions = {
             each["qid"]: Question(each["question"], category(each["tuple"]), tuple(each["dependency"]))
@@ -36,7 +36,7 @@ def images(cases: list[dict]) -> Iterator[tuple[str, str | None]]:
 
 
 def runs(cases: list[dict]) -> Iterator[tuple[str, str | None]]:
-    """A run's score, categories, images and failures, without and with the CSV's first row."""
+    """Check a run's score, categories, images and failures, without and with the CSV's first row."""
     for case in cases:
         answers = {
             item: [{int(number): text for number, text in tile.items()} for tile in tiles]
@@ -50,7 +50,7 @@ def runs(cases: list[dict]) -> Iterator[tuple[str, str | None]]:
 
 
 def difference(found: Any, expected: Any, place: str = "") -> str | None:
-    """The first difference, where it is and what was found; numbers may differ by 1e-9; None: none."""
+    """The first difference, with its place and what was found; None if there is none. Numbers may differ by 1e-9."""
     if isinstance(found, dict) and isinstance(expected, dict):
         if found.keys() != expected.keys():
             return f"{place or 'result'}: {sorted(found)} instead of {sorted(expected)}"

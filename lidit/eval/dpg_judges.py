@@ -1,8 +1,8 @@
 """Judges of DPG-Bench: VQA models that answer its questions in words.
 
-The authors' judge, mPLUG-large, is in ModelScope only. Ours are variants and named so, `dpg-blip` and `dpg-MODEL`;
-their numbers do not stand in one column with published ones. What a judge is asked and what counts as its answer is
-said here and in the result.
+The authors' judge, mPLUG-large, is only in ModelScope. Ours are variants and are named so, `dpg-blip` and `dpg-MODEL`;
+their numbers cannot be compared with published ones. What a judge is asked and what counts as its answer is written
+here and in the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from lidit.eval.blip_vqa import DEC, ENC, BlipVQA
 from lidit.eval.suite import BenchmarkError
 
-BLIP_LENGTH, CHAT_LENGTH = 10, 8  # tokens of an answer
+BLIP_LENGTH, CHAT_LENGTH = 10, 8  # most tokens of an answer
 ASK = "{question} Answer with yes or no only."
 
 
@@ -31,10 +31,10 @@ class Judge(Protocol):
     label: str
 
     def describe(self) -> dict:
-        """What a result says of its judge."""
+        """What a result says about its judge."""
 
     def answers(self, image: UInt8[np.ndarray, "h w 3"], questions: Sequence[str]) -> list[str]:
-        """One lower-case word for each question; only "yes" affirms."""
+        """One lower-case word for each question; only "yes" counts as yes."""
 
 
 def first_word(answer: str) -> str:
@@ -44,13 +44,13 @@ def first_word(answer: str) -> str:
 
 
 class BlipJudge(BlipVQA):
-    """BLIP-VQA, in words instead of probabilities.
+    """BLIP-VQA, which answers in words instead of probabilities.
 
-    It is asked each question alone, cleaned as `BlipVQA` does; its answer is the first word it writes, greedily.
+    Each question is asked alone, cleaned as by `BlipVQA`; the answer is the first word that BLIP writes, greedily.
 
     Args:
-        name: Hugging Face id or folder.
-        device: to run on.
+        name: Hugging Face id or folder of the model.
+        device: device to run on.
     """
 
     label = "dpg-blip"
@@ -79,17 +79,17 @@ class BlipJudge(BlipVQA):
 
 
 class ChatJudge:
-    """A chat model that sees images, such as Qwen-VL's.
+    """A chat model that reads images, such as Qwen-VL.
 
-    It is asked `QUESTION Answer with yes or no only.` in one turn of the user; its answer is the first word it writes,
-    greedily.
+    The user asks `QUESTION Answer with yes or no only.` in one turn; the answer is the first word that the model
+    writes, greedily.
 
     Args:
         name: Hugging Face id or folder for transformers' AutoModelForImageTextToText and AutoProcessor.
-        device: to run on.
+        device: device to run on.
 
     Raises:
-        BenchmarkError: it cannot be loaded, lacks weights or has no chat template.
+        BenchmarkError: the model cannot be loaded, lacks weights or has no chat template.
     """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
@@ -101,7 +101,7 @@ class ChatJudge:
         self._processor.tokenizer.padding_side = "left"
 
     def describe(self) -> dict:
-        """What a result says of its judge."""
+        """What a result says about its judge."""
         return {"model": self.source, "class": type(self._model).__name__, "question": ASK}
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class ChatJudge:
         """One word for each question, all asked in one batch.
 
         Raises:
-            BenchmarkError: the model thinks aloud before it answers.
+            BenchmarkError: the model writes its thoughts before it answers.
         """
         picture = {"type": "image", "image": Image.fromarray(image)}
         texts = [{"type": "text", "text": ASK.format(question=question)} for question in questions]
@@ -125,15 +125,15 @@ class ChatJudge:
         new = written[:, inputs["input_ids"].shape[1] :]
         said = self._processor.batch_decode(new, skip_special_tokens=True)
         if any("<think>" in answer for answer in said):
-            raise BenchmarkError(f"{self.source} thinks aloud before it answers; name an instruct model without that")
+            raise BenchmarkError(f"{self.source} thinks aloud before it answers; name an instruct model that does not")
         return [first_word(answer) for answer in said]
 
 
 def load_judge(name: str, device: str = "cpu") -> Judge:
-    """BLIP-VQA or a chat model, by the model's config.
+    """Load BLIP-VQA or a chat model, whichever the model's config says.
 
     Raises:
-        BenchmarkError: it cannot be loaded.
+        BenchmarkError: the model cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -164,5 +164,5 @@ def _load_chat(name: str) -> tuple:
 def _unloadable(name: str, error: Exception) -> BenchmarkError:
     reason = str(error).partition("\n")[0]
     return BenchmarkError(
-        f"{name} cannot be loaded as a judge ({reason}); name a BLIP-VQA model or a chat model that sees images"
+        f"{name} cannot be loaded as a judge ({reason}); name a BLIP-VQA model or a chat model that reads images"
     )

@@ -1,9 +1,9 @@
-"""GenEval (Ghosh et al., 2023): are the objects of a prompt in the picture, as many, in that colour, in that place?
+"""GenEval (Ghosh et al., 2023): are a prompt's objects in the picture, in the right number, colour and place?
 
 A detector finds objects, CLIP names colours, and the rules of `geneval_rules.py` judge what was found. Rules and
-colours are the official ones. The detector is not: that is mmdet's Mask2Former, and here it is transformers', of the
-same architecture from another training run. So scores are a variant, `geneval-m2f-hf`; published ones are of another
-kind.
+colours are the official ones. The detector is not: the official one is mmdet's Mask2Former, and ours is transformers',
+of the same architecture from another training run. So our scores are a variant, `geneval-m2f-hf`, which cannot be
+compared with published scores.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from lidit.eval.suite import Picture, Suite, present, prompt_file, read_image
 
 NAME = "geneval-m2f-hf"
 PROMPTS, PUBLISHED = "evaluation_metadata.jsonl", "https://github.com/djghosh13/geneval, prompts/"
-GIT_BLOB = "efc21c7e639cd45554a1e44fac87157211f16d51"  # of commit af4902f
+GIT_BLOB = "efc21c7e639cd45554a1e44fac87157211f16d51"  # git hash-object of the file at commit af4902f
 IMAGES_PER_PROMPT = 4
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
-BACKGROUND = 0x99  # grey, outside the object whose colour is asked
+BACKGROUND = 0x99  # grey level outside the object whose colour is asked
 _NAMES = """
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
     parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
@@ -39,18 +39,18 @@ _NAMES = """
     computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
     vase, scissors, teddy bear, hair drier, toothbrush
 """
-# COCO's 80 classes in their order; GenEval says more of what a mouse, a remote and a keyboard belong to
+# COCO's 80 classes in their order; for a mouse, a remote and a keyboard GenEval adds what they belong to
 CLASSES = tuple(name.strip() for name in _NAMES.split(","))
 
 
 def suite(prompts_dir: Path) -> Suite:
-    """The pictures to draw, 4 for each of 553 prompts, and beside them the metadata, in the official layout.
+    """The pictures to draw, 4 for each of 553 prompts, with their metadata, in the official layout.
 
     Args:
-        prompts_dir: folder with evaluation_metadata.jsonl of the authors' prompts folder.
+        prompts_dir: folder with evaluation_metadata.jsonl from the authors' prompts folder.
 
     Raises:
-        BenchmarkError: the file is missing or is another one.
+        BenchmarkError: the file is missing, or is not the published one.
     """
     text, sha256 = prompt_file(prompts_dir, PROMPTS, PUBLISHED, GIT_BLOB)
     lines = text.splitlines()
@@ -75,21 +75,22 @@ def score(
     """Judge a run's pictures.
 
     Args:
-        run: folder of `lidit sample --benchmark geneval`, or of another generator in the official layout.
-        prompts_dir: folder of the authors' prompts, as `suite` takes it.
+        run: folder that `lidit sample --benchmark geneval`, or another generator in the official layout, wrote.
+        prompts_dir: folder with evaluation_metadata.jsonl from the authors' prompts folder.
         detector: Hugging Face id or folder of a Mask2Former for COCO's instances.
-        color_model: an architecture of open_clip.
-        color_weights: a tag or file of its weights; or a folder or hf-hub:OWNER/NAME with an architecture of its own.
-        device: for both models.
-        allow_missing: judge the pictures there are, though some are missing.
+        color_model: CLIP's architecture, as open_clip names it.
+        color_weights: tag or file of CLIP's weights; or a folder or hf-hub:OWNER/NAME with an architecture of its own.
+        device: device to run both models on.
+        allow_missing: judge a run that lacks pictures.
 
     Returns:
         `scores` in [0, 1] of the tasks that have images, and `overall`, their mean; how many images were demanded and
-        scored; `tasks`, `correct_images` and `correct_prompts` as `Summary` has them; the `judges`; of each of `images`
-        its verdict and the boxes kept.
+        scored; `tasks`, `correct_images` and `correct_prompts` as in `Summary`; the `judges`; and `images`, each with
+        its verdict and the boxes that count.
 
     Raises:
-        BenchmarkError: pictures are missing or unreadable, the prompts are others, or a model cannot be loaded.
+        BenchmarkError: pictures are missing or unreadable, the prompts are not the published ones, or a model cannot be
+            loaded.
     """
     demanded = suite(prompts_dir)
     found = set(present(run, [picture.path for picture in demanded.pictures], allow_missing))
@@ -117,18 +118,18 @@ def score(
 
 
 class Judge:
-    """Detector, colours and rules together.
+    """The detector, the colours and the rules together.
 
     Args:
-        detector: of CLASSES.
-        color: of an image's object, given the image, mask, box (x1, y1, x2, y2) and name.
+        detector: finds objects of CLASSES in an image.
+        color: names the colour of an object, from the image and the object's mask, box (x1, y1, x2, y2) and name.
     """
 
     def __init__(self, detector: Callable, color: Callable[..., str]) -> None:
         self.detector, self.color = detector, color
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"], metadata: Metadata) -> dict[str, Any]:
-        """An image's verdict, JSON-able: `correct`, `reason`, and the `boxes` kept per class, best first."""
+        """An image's verdict for JSON: `correct`, `reason`, and per class the `boxes` that count, best first."""
         found = self.detector(image)
         scored = torch.cat([found.boxes.double(), found.scores.double()[:, None]], 1).cpu().tolist()
         members: dict[str, list[int]] = {}
@@ -146,9 +147,9 @@ class Judge:
 
 
 class ColorClassifier:
-    """Names an object's colour by CLIP: the one of COLORS whose texts are nearest to the object cut out.
+    """Names an object's colour by CLIP: the one of COLORS whose texts are nearest to the cut-out object.
 
-    DEVIATION: in float32; the official evaluator lets torch choose half precision.
+    DEVIATION: CLIP runs in float32; the official evaluator lets torch choose half precision.
 
     Args:
         clip: any CLIP; the official one is open_clip's ViT-L-14 of OpenAI, with the QuickGELU it was trained with.
@@ -164,10 +165,10 @@ class ColorClassifier:
         """The colour of the object under a mask.
 
         Args:
-            image: RGB.
-            mask: of the object.
-            box: x1, y1, x2, y2 around it, x2 and y2 exclusive.
-            name: of the object, in GenEval's words.
+            image: RGB image.
+            mask: True on the object.
+            box: x1, y1, x2, y2 around the object, x2 and y2 exclusive.
+            name: the object's name, in GenEval's words.
         """
         if name not in self._texts:
             self._texts[name] = self.texts(name)
@@ -175,7 +176,7 @@ class ColorClassifier:
         return COLORS[int((self._texts[name] @ seen).argmax())]
 
     def texts(self, name: str) -> Float[Tensor, "c e"]:
-        """An embedding of length 1 for each of COLORS: the mean of the templates' normalised ones, normalised."""
+        """An embedding of length 1 for each of COLORS: the normalised mean of its templates' normalised embeddings."""
         sentences = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
         embedded = self.clip.texts(sentences).unflatten(0, (len(COLORS), len(TEMPLATES)))
         return F.normalize(embedded.mean(1), dim=-1)

@@ -1,4 +1,4 @@
-"""The golden cases of GenEval: what `geneval_rules.py` and `mask2former.py` say, against the official code."""
+"""The golden cases of GenEval: compares `geneval_rules.py` and `mask2former.py` with the official code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SCORE_TOLERANCE = 1e-5
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """The values that are not as expected."""
+    """The values that differ from the expected ones, as text; None if there are none."""
     wrong = [f"{key}: {found[key]!r}, expected {expected[key]!r}" for key in found if found[key] != expected[key]]
     return "; ".join(wrong) or None
 
 
 def verdicts(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """Detections and colours to a verdict, its reasons and the boxes kept."""
+    """Check verdicts on detections and colours: the verdict, its reasons and the boxes that count."""
     for case in cases:
         boxes = {name: [[float(x) for x in box] for box in found] for name, found in case["detections"].items()}
         options = {key: float(value) for key, value in case["options"].items()}
@@ -33,7 +33,7 @@ def verdicts(cases: Any) -> Iterator[tuple[str, str | None]]:
 
 
 def summaries(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """A run's verdicts to its figures and the printed report."""
+    """Check the figures and the printed report of a run's verdicts."""
     for case in cases:
         found = summary([(result["metadata"], result["correct"]) for result in case["results"]])
         figures = {
@@ -58,7 +58,7 @@ def _percent(share: float) -> float:
 
 
 def mask_posts(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """Mask2Former's logits to labels, boxes, scores and areas."""
+    """Check the labels, boxes, scores and areas of Mask2Former's logits."""
     for case in cases:
         shapes = [(int(case[key][0]), int(case[key][1])) for key in ("img_shape", "ori_shape")]
         logits = [torch.tensor(case[key], dtype=torch.float32) for key in ("class_logits", "mask_logits")]
@@ -68,14 +68,14 @@ def mask_posts(cases: Any) -> Iterator[tuple[str, str | None]]:
 
 
 def _listed(found: Instances) -> list[tuple[float, ...]]:
-    """Label, box, area and score of each, sorted."""
+    """Label, box, area and score of each instance, sorted."""
     areas = found.masks.sum((1, 2))
     rows = torch.cat([found.labels[:, None], found.boxes, areas[:, None], found.scores.double()[:, None]], 1)
     return _sorted([tuple(row) for row in rows.tolist()])
 
 
 def _sorted(rows: Sequence[Sequence[Any]]) -> list[tuple[float, ...]]:
-    """By all but the score first: the order of nearly equal scores is left open."""
+    """Rows sorted by all but the score first, since nearly equal scores may come in any order."""
     return sorted(tuple(map(float, row)) for row in rows)
 
 

@@ -1,6 +1,6 @@
-"""GenEval's rules (Ghosh et al., 2023): from boxes and colours to verdicts, and from verdicts to scores.
+"""GenEval's rules (Ghosh et al., 2023): they make verdicts from boxes and colours, and scores from verdicts.
 
-They need no model. Thresholds, order and wording are the official evaluator's.
+The rules need no model. Thresholds, order and wording are the official evaluator's.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 
 Box = Sequence[float]  # x1, y1, x2, y2, score
 Metadata = Mapping[str, Any]  # a line of evaluation_metadata.jsonl: tag, prompt, include, exclude
-Clause = Mapping[str, Any]  # of include or exclude: class, count, perhaps color and position
+Clause = Mapping[str, Any]  # an entry of include or exclude: class, count, perhaps color and position
 
 
 @dataclass(frozen=True)
 class Options:
-    """The official evaluator's.
+    """The official evaluator's options.
 
     Args:
-        threshold: a box is kept if its score is greater.
-        counting_threshold: the same where the task is counting.
-        max_objects: boxes kept of a class.
-        max_overlap: IoU from which the less certain of two boxes of a class is dropped; 1: none is.
+        threshold: a box counts if its score is greater.
+        counting_threshold: the threshold for counting tasks.
+        max_objects: largest number of boxes of a class that count.
+        max_overlap: IoU from which the less certain of two boxes of a class is dropped; 1 drops none.
         position_threshold: share of two boxes' sizes by which their centres must differ.
     """
 
@@ -43,7 +43,7 @@ OFFICIAL = Options()
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows its prompt; why not, a line for each reason; and per class the boxes kept, best first."""
+    """Whether a picture shows its prompt, a line for each reason why not, and per class the boxes that count."""
 
     correct: bool
     reason: str
@@ -59,15 +59,16 @@ def verdict(
     """Judge what was found in a picture.
 
     Args:
-        metadata: of its prompt.
+        metadata: metadata of the picture's prompt.
         detections: the boxes of each class, in any order.
-        color_of: class and index of a box in `detections` to its colour, one of COLORS; asked only where it matters.
+        color_of: gives the colour, one of COLORS, for a class and the index of a box in `detections`; called only if
+            the colour matters.
         options: thresholds.
     """
     threshold = options.counting_threshold if metadata["tag"] == "counting" else options.threshold
     kept = {name: found for name, boxes in detections.items() if (found := keep(boxes, threshold, options))}
     reasons: list[str] = []
-    groups: list[list[Box] | None] = []  # the boxes of each clause, None where it failed
+    groups: list[list[Box] | None] = []  # the boxes of each clause, None if it failed
     for clause in metadata.get("include", []):
         name = clause["class"]
         taken = kept.get(name, [])[: clause["count"]]
@@ -98,7 +99,7 @@ def keep(boxes: Sequence[Box], threshold: float, options: Options = OFFICIAL) ->
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union, sides counted in pixels from the first to the last: x2 - x1 + 1."""
+    """Intersection over union; a side is counted from its first pixel to its last, as x2 - x1 + 1."""
 
     def area(x1: float, y1: float, x2: float, y2: float) -> float:
         return max(x2 - x1 + 1, 0.0) * max(y2 - y1 + 1, 0.0)
@@ -109,18 +110,18 @@ def iou(a: Box, b: Box) -> float:
 
 
 def relations(a: Box, b: Box, position_threshold: float) -> list[str]:
-    """How a lies to b: none, one or two of above, below, left of, right of.
+    """Where a lies relative to b: none, one or two of above, below, left of, right of.
 
-    The offset of the centres is shortened by a share of both sizes, per axis, and divided by its whole length.
+    Per axis, the offset of the centres is shortened by a share of both sizes, and divided by the offset's length.
     """
-    corners = np.array([a[:4], b[:4]], np.float64).reshape(2, 2, 2)  # of box, corner, axis
+    corners = np.array([a[:4], b[:4]], np.float64).reshape(2, 2, 2)  # axes: box, corner, coordinate
     offset = corners[0].mean(0) - corners[1].mean(0)
     sizes = np.abs(corners[:, 1] - corners[:, 0]).sum(0)
     shortened = np.sign(offset) * np.maximum(np.abs(offset) - position_threshold * sizes, 0)
     if (np.abs(shortened) < 1e-3).all():
         return []
     dx, dy = shortened / np.linalg.norm(offset)
-    # DEVIATION: in this order; the official one is that of a Python set
+    # DEVIATION: relations are named in this order; the official order is that of a Python set.
     holds = {"above": dy < -0.5, "below": dy > 0.5, "left of": dx < -0.5, "right of": dx > 0.5}
     return [name for name, true in holds.items() if true]
 
@@ -157,12 +158,12 @@ class Summary:
     """The figures of a run; all shares are in [0, 1].
 
     Args:
-        images: how many were judged.
-        prompts: how many distinct ones they are of.
-        correct_images: share of the images.
-        correct_prompts: share of the prompts of which any image is correct.
-        tasks: of each task, by first appearance, how many images are correct and how many there are.
-        overall: mean of the tasks' shares.
+        images: number of images judged.
+        prompts: number of their distinct prompts.
+        correct_images: share of the images that are correct.
+        correct_prompts: share of the prompts with at least one correct image.
+        tasks: for each task, in order of first appearance, the number of correct images and of all images.
+        overall: mean of the tasks' shares of correct images.
     """
 
     images: int
@@ -174,7 +175,7 @@ class Summary:
 
 
 def summary(results: Sequence[tuple[Metadata, bool]]) -> Summary:
-    """The official summary of metadata and verdict of at least one image."""
+    """The official summary of at least one image's metadata and verdict."""
     prompts: dict[str, bool] = {}
     tasks: dict[str, tuple[int, int]] = {}
     for metadata, correct in results:

@@ -1,9 +1,9 @@
-"""Golden cases: inputs with the verdicts of the benchmarks' official code, compared with ours.
+"""Golden cases: compares our verdicts on given inputs with those of the benchmarks' official code.
 
     python -m lidit.eval.golden FOLDER
 
-A benchmark's `*_golden` module says in `GOLDEN` which files it knows, and for each a function from the file's content,
-a list of cases for .jsonl and an object for .json, to the id of each case and what differs in it, or None.
+The `GOLDEN` of a benchmark's `*_golden` module names the files it knows. For each it has a function that takes the
+file's content (a list of cases for .jsonl, an object for .json) and gives each case's id with what differs, or None.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 MODULES = ("lidit.eval.geneval_golden", "lidit.eval.dpg_golden", "lidit.eval.t2i_golden")
-BAD_CASES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of files in another form than known
+BAD_CASES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # raised by files of an unknown form
 
 Check = Callable[[Any], Iterator[tuple[str, str | None]]]
 
 
 def checks() -> dict[str, Check]:
-    """The functions of all benchmarks by name of file."""
+    """The check functions of all benchmarks, by the name of their file."""
     return {name: check for module in MODULES for name, check in import_module(module).GOLDEN.items()}
 
 
 def compare(path: Path, check: Check) -> list[tuple[str, str | None]]:
-    """The id of each case in a file and what differs, or None; what cannot be read or run is a difference too."""
+    """The id of each case in a file with what differs, or None. A case that cannot be run counts as a difference."""
     done: list[tuple[str, str | None]] = []
     try:
         for case in check(decode(path)):
@@ -42,7 +42,7 @@ def decode(path: Path) -> Any:
     """The cases of a .jsonl file, or the object of a .json file.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the content is neither.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
@@ -51,7 +51,7 @@ def decode(path: Path) -> Any:
 
 
 def run(folder: Path) -> int:
-    """Run the golden cases of a folder and print cases and differences per file.
+    """Run the golden cases of a folder, and print the number of cases and the differences of each file.
 
     Returns:
         0 if at least one case was run and none differs, else 1.
@@ -76,5 +76,5 @@ def run(folder: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m lidit.eval.golden", description=run.__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="of golden files")
+    parser.add_argument("folder", type=Path, help="folder of golden files")
     sys.exit(run(parser.parse_args().folder))

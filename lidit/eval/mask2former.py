@@ -1,6 +1,6 @@
 """Mask2Former (Cheng et al., 2022) of transformers with mmdet's pre- and post-processing, as GenEval runs it.
 
-transformers' own post-processing is another rule: it resizes masks through 384 x 384 to the nearest pixel and takes as
+transformers' own post-processing differs: it resizes masks to 384 x 384, and from there by nearest pixels, and gives as
 many instances as there are queries.
 """
 
@@ -17,20 +17,20 @@ from torch import Tensor
 from lidit.eval.suite import BenchmarkError
 
 SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for RGB from 0 to 255
-PADDING = 128.0  # as mmdet's configs of the instance models: grey, before it is normalised
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, for RGB from 0 to 255
+PADDING = 128.0  # grey, before normalisation, as in mmdet's configs of instance models
 MAX_PER_IMAGE = 100
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What was found in an image, in no order.
+    """The instances that were found in an image, in no order.
 
     Args:
-        labels: index of the class.
-        scores: in [0, 1]; 0 where the mask is empty.
-        boxes: x1, y1, x2, y2 in pixels, x2 and y2 one past the mask's last pixel; zeros where the mask is empty.
-        masks: at the image's size.
+        labels: index of each instance's class.
+        scores: scores in [0, 1]; 0 if the mask is empty.
+        boxes: x1, y1, x2, y2 in pixels, x2 and y2 one past the mask's last pixel; zeros if the mask is empty.
+        masks: masks at the image's size.
     """
 
     labels: Int[Tensor, " n"]
@@ -46,16 +46,16 @@ def instances(
     ori_shape: tuple[int, int],
     max_per_image: int = MAX_PER_IMAGE,
 ) -> Instances:
-    """Mask2Former's outputs to instances, by mmdet's rule.
+    """Instances from Mask2Former's outputs, by mmdet's rule.
 
-    The best `max_per_image` of all pairs of query and class are taken, so that one query can give several instances.
+    The best `max_per_image` of all pairs of query and class are taken, so one query can give several instances.
 
     Args:
-        class_logits: of each query; the last class is "no object".
-        mask_logits: of each query, on the padded input's grid.
+        class_logits: class logits of each query; the last class is "no object".
+        mask_logits: mask logits of each query, on the padded input's grid.
         img_shape: height and width of the input without its padding.
-        ori_shape: height and width of the image it was resized from.
-        max_per_image: of pairs.
+        ori_shape: height and width of the image before it was resized.
+        max_per_image: largest number of pairs.
     """
     masks = mask_logits[:, : img_shape[0], : img_shape[1]]
     masks = F.interpolate(masks[:, None], ori_shape, mode="bilinear", align_corners=False)[:, 0]
@@ -68,7 +68,7 @@ def instances(
 
 
 def boxes_of(masks: Bool[Tensor, "n h w"]) -> Int[Tensor, "n 4"]:
-    """Tight boxes x1, y1, x2, y2, x2 and y2 exclusive; zeros of an empty mask."""
+    """Tight boxes x1, y1, x2, y2 of masks, x2 and y2 exclusive; zeros for an empty mask."""
     rows, columns = masks.any(2).int(), masks.any(1).int()
     first = [columns.argmax(1), rows.argmax(1)]  # of several largest, argmax gives the first
     last = [side.shape[1] - side.flip(1).argmax(1) for side in (columns, rows)]
@@ -76,7 +76,7 @@ def boxes_of(masks: Bool[Tensor, "n h w"]) -> Int[Tensor, "n 4"]:
 
 
 def resized(height: int, width: int) -> tuple[int, int]:
-    """Height and width of the input without its padding: the shorter side 800, or less where the longer passes 1333."""
+    """The input's height and width without padding: the shorter side is 800, or less if the longer would pass 1333."""
     scale = min(SHORT_SIDE / min(height, width), LONG_SIDE / max(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
@@ -85,22 +85,22 @@ def pixels(image: UInt8[np.ndarray, "h w 3"]) -> tuple[Float[Tensor, "1 3 H W"],
     """The model's input, sides a multiple of 32, and its height and width without the padding right and below."""
     height, width = resized(*image.shape[:2])
     whole = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    # without antialiasing and to whole numbers, as OpenCV resizes uint8
+    # OpenCV resizes uint8 without antialiasing, to whole numbers
     whole = F.interpolate(whole, (height, width), mode="bilinear", align_corners=False).round()
     whole = F.pad(whole, (0, -width % DIVISOR, 0, -height % DIVISOR), value=PADDING)
     return (whole - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None], (height, width)
 
 
 class Mask2Former:
-    """The detector.
+    """Mask2Former as a detector.
 
     Args:
         name: Hugging Face id or folder of a `Mask2FormerForUniversalSegmentation` for instances.
-        classes: how many it must know.
-        device: to run on.
+        classes: number of classes that the model must have.
+        device: device to run on.
 
     Raises:
-        BenchmarkError: it cannot be loaded, lacks weights, or knows another number of classes.
+        BenchmarkError: the model cannot be loaded, lacks weights, or has another number of classes.
     """
 
     def __init__(self, name: str, classes: int, device: str = "cpu") -> None:
@@ -109,7 +109,7 @@ class Mask2Former:
 
     @torch.no_grad()
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Instances:
-        """What is in an image, on the detector's device."""
+        """The instances in an image, on the detector's device."""
         inputs, img_shape = pixels(image)
         outputs = self._model(pixel_values=inputs.to(self.device))
         masks = F.interpolate(outputs.masks_queries_logits, inputs.shape[2:], mode="bilinear", align_corners=False)
@@ -152,5 +152,5 @@ def _load(name: str, classes: int):
             "and weights"
         ) from error
     if report["missing_keys"]:
-        raise BenchmarkError(f"{name} is no whole Mask2Former: it lacks {min(report['missing_keys'])} and others")
+        raise BenchmarkError(f"{name} is not a whole Mask2Former: it lacks {min(report['missing_keys'])} and others")
     return model.eval()

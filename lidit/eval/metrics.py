@@ -1,10 +1,10 @@
 """Scores of images by pretrained encoders, as torchmetrics metrics that reduce over ranks.
 
-None of them is in the paper; each class says what exactly its number is. Their encoders stay outside the module tree:
-a metric holds sums, so that no checkpoint carries an encoder and `.to` moves the sums alone.
+None of them is in the paper; each class says what exactly its number is. Encoders stay outside the module tree: a
+metric holds only sums, so no checkpoint holds an encoder, and `.to` moves the sums alone.
 
-Those over open_clip share its work where they share an encoder: `encoder.images` and `encoder.texts` once, and the
-embeddings in place of the images and the prompts.
+Metrics with the same open_clip encoder can share its work: compute `encoder.images` and `encoder.texts` once, and give
+the embeddings in place of images and prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUALITY = ("Good photo.", "Bad photo.")
 
 
 class Mean(Metric):
-    """The mean of what is added, over all updates and ranks; nan before any."""
+    """The mean of all values added, over all updates and ranks; nan before the first."""
 
     is_differentiable = False
     higher_is_better = True
@@ -44,7 +44,7 @@ class Mean(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def add(self, values: Float[Tensor, " b"]) -> None:
-        """Count these in; to be called within `update`."""
+        """Add values to the mean; call this within `update`."""
         self.total += values.double().sum().to(self.device)
         self.count += len(values)
 
@@ -58,7 +58,7 @@ class Agreement(Mean):
 
     Args:
         encoder: a CLIP or SigLIP of open_clip.
-        sigmoid: whether it has to be a SigLIP, or may not be.
+        sigmoid: whether the encoder must be a SigLIP; False: it must not be one.
     """
 
     def __init__(self, encoder: OpenCLIP, sigmoid: bool) -> None:
@@ -66,14 +66,14 @@ class Agreement(Mean):
         self.encoder, self.sigmoid = encoder, sigmoid
 
     def scores(self, images: Images, prompts: Sequence[str] | Tensor) -> Float[Tensor, " b"]:
-        """100 cos of each image with its prompt, in [-100, 100]; nothing is counted in.
+        """100 cos of each image with its prompt, in [-100, 100], without adding it to the mean.
 
         Args:
-            images: uint8 b 3 h w, or arrays h w 3, or their embeddings b e of `encoder.images`.
-            prompts: one for each image, or their embeddings b e of `encoder.texts`.
+            images: uint8 b 3 h w, or arrays h w 3, or their embeddings b e from `encoder.images`.
+            prompts: one prompt for each image, or their embeddings b e from `encoder.texts`.
 
         Raises:
-            ValueError: not one prompt for each image, or no images.
+            ValueError: there is not one prompt for each image, or there are no images.
             BenchmarkError: the encoder cannot be read, or is of the other kind.
         """
         if len(images) != len(prompts):
@@ -83,16 +83,16 @@ class Agreement(Mean):
         return 100 * (_embedded(self.encoder, images) * texts).sum(-1)
 
     def update(self, images: Images, prompts: Sequence[str] | Tensor) -> None:
-        """Count in the scores of images, given as to `scores`."""
+        """Add the scores of images to the mean; arguments are those of `scores`."""
         self.add(self.scores(images, prompts))
 
 
 class CLIPScore(Agreement):
-    """CLIPScore as torchmetrics defines it: 100 cos per image, their mean, and 0 if that is less.
+    """CLIPScore as torchmetrics defines it: the mean of 100 cos over images, but at least 0.
 
-    The cosine is that of the image's and its prompt's embeddings. A single image may be below 0; only the mean is kept
-    from it. Hessel et al. (2021), whose score it is, give 2.5 max(cos, 0) per image instead. Longer prompts than the
-    model reads (77 tokens) are cut with their end token kept.
+    The cosine is that of the image's and its prompt's embeddings. A single image may be below 0; only the mean may not.
+    Hessel et al. (2021), who proposed the score, take 2.5 max(cos, 0) per image instead. A prompt longer than the model
+    reads (77 tokens) is cut before its end token.
 
     Args:
         encoder: a CLIP of open_clip; by default ViT-L-14-quickgelu with OpenAI's weights, as in torchmetrics.
@@ -102,18 +102,18 @@ class CLIPScore(Agreement):
         super().__init__(encoder or OpenCLIP(), sigmoid=False)
 
     def compute(self) -> Tensor:
-        """The mean, no less than 0."""
+        """The mean, but at least 0."""
         return super().compute().clamp(min=0)
 
 
 class SigLIPScore(Agreement):
-    """The mean over images of SigLIP's cosine x 100, which may be below 0; it is not sigmoid(logit).
+    """The mean over images of 100 times SigLIP's cosine, which may be below 0; it is not sigmoid(logit).
 
-    Its numbers are not on CLIPScore's scale. Prompts are padded to the context length (64 tokens), as SigLIP was
-    trained, and longer ones are cut with their end token kept.
+    Its numbers are not on CLIPScore's scale. Prompts are padded to the context length (64 tokens), as in SigLIP's
+    training, and a longer prompt is cut before its end token.
 
     Args:
-        encoder: a SigLIP of open_clip; by default ViT-SO400M-14-SigLIP-384 of webli.
+        encoder: a SigLIP of open_clip; by default ViT-SO400M-14-SigLIP-384, trained on webli.
     """
 
     def __init__(self, encoder: OpenCLIP | None = None) -> None:
@@ -124,7 +124,7 @@ class CLIPIQA(Mean):
     """CLIP-IQA (Wang et al., 2023) with any CLIP: the mean probability of "Good photo." over "Bad photo.", in [0, 1].
 
     The probability is the softmax of 100 cos over the two prompts. DEVIATION: the paper takes a ResNet-50 without
-    position embeddings, at the image's own size; an open_clip model gets its usual input.
+    position embeddings, at the image's own size; we take any model of open_clip, at its usual input size.
 
     Args:
         encoder: a CLIP of open_clip; by default ViT-L-14-quickgelu with OpenAI's weights.
@@ -135,13 +135,13 @@ class CLIPIQA(Mean):
         self.encoder = encoder or OpenCLIP()
 
     def scores(self, images: Images) -> Float[Tensor, " b"]:
-        """Each image's probability of being good; nothing is counted in.
+        """Each image's probability of being good, without adding it to the mean.
 
         Args:
-            images: uint8 b 3 h w, or arrays h w 3, or their embeddings b e of `encoder.images`.
+            images: uint8 b 3 h w, or arrays h w 3, or their embeddings b e from `encoder.images`.
 
         Raises:
-            ValueError: no images.
+            ValueError: there are no images.
             BenchmarkError: the encoder cannot be read, or is a SigLIP.
         """
         _check_kind(self, self.encoder, sigmoid=False)
@@ -149,17 +149,17 @@ class CLIPIQA(Mean):
         return logits.softmax(-1)[:, 0]
 
     def update(self, images: Images, prompts: Sequence[str] | Tensor | None = None) -> None:
-        """Count in the scores of images; prompts, which other scores take, play no part."""
+        """Add the scores of images to the mean; prompts, which other metrics take, are not used."""
         self.add(self.scores(images))
 
 
 class Diversity(Mean):
-    """How different a prompt's images are: their mean pairwise cosine distance, 1 - cos, in [0, 2]; the prompts' mean.
+    """How much a prompt's images differ: the mean over prompts of their mean pairwise 1 - cos, in [0, 2].
 
-    All images of a prompt come in one update.
+    All images of a prompt must be in one update.
 
     Args:
-        features: network of uint8 images b 3 h w to features b e, such as `TimmFeatures`.
+        features: network that makes features b e of uint8 images b 3 h w, such as `TimmFeatures`.
     """
 
     def __init__(self, features: nn.Module) -> None:
@@ -167,10 +167,10 @@ class Diversity(Mean):
         self.features = Outside(features)
 
     def scores(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " p"]:
-        """Each prompt's distance, in the order in which the prompts first come; nothing is counted in.
+        """Each prompt's distance, in order of the prompts' first images, without adding it to the mean.
 
         Raises:
-            ValueError: not one prompt for each image, no images, or only one of a prompt.
+            ValueError: there is not one prompt for each image, there are no images, or a prompt has only one.
         """
         if len(images) != len(prompts):
             raise ValueError(f"each image has a prompt, but there are {len(images)} and {len(prompts)}")
@@ -181,34 +181,34 @@ class Diversity(Mean):
         return torch.stack([_mean_distance(features[places]) for places in rows.values()]).float()
 
     def update(self, images: Images, prompts: Sequence[str]) -> None:
-        """Count in the distances of prompts, given as to `scores`."""
+        """Add the distances of prompts to the mean; arguments are those of `scores`."""
         self.add(self.scores(images, prompts))
 
 
 class FID(FrechetInceptionDistance):
-    """Frechet distance of features' means and covariances between real and drawn images (Heusel et al., 2017).
+    """Frechet distance between the features of real and drawn images, by means and covariances (Heusel et al., 2017).
 
-    It depends on the reference set, the count of images, their resolution and the resize filter, all to be stated with
-    it. Only with Inception is it the FID of other papers; needs more images than features to be meaningful.
+    It depends on the reference set, the number of images, their resolution and the resize filter: report all of these
+    with it. Only with Inception is it the FID of other papers. It means little with fewer images than features.
 
     Args:
-        features: network of uint8 images b 3 h w to features b e, with `num_features`, such as `TimmFeatures`; by
-            default Inception-v3 of torch-fidelity, its 2,048 pooled features.
+        features: network with `num_features` that makes features b e of uint8 images b 3 h w, such as `TimmFeatures`;
+            by default torch-fidelity's Inception-v3, with its 2,048 pooled features.
         weights: file of Inception's weights; by default torch-fidelity fetches them.
 
     Raises:
-        BenchmarkError: Inception is asked for, and torch-fidelity is not installed or its weights cannot be read.
+        BenchmarkError: Inception is to be used, and torch-fidelity is not installed or its weights cannot be read.
     """
 
     def __init__(self, features: nn.Module | None = None, weights: str | None = None) -> None:
         super().__init__(Outside(inception(weights) if features is None else features))
-        self.orig_dtype = torch.float32  # a rank without images computes too
+        self.orig_dtype = torch.float32  # needed where a rank without images computes, too
 
     def update(self, images: Images, real: bool) -> None:
-        """Count in real or drawn images, given as uint8 b 3 h w or arrays h w 3.
+        """Add real or drawn images: uint8 b 3 h w, or arrays h w 3.
 
         Raises:
-            ValueError: no images, or of another type or shape.
+            ValueError: there are no images, or they have another type or shape.
         """
         super().update(as_tensor(images).to(self.device), real)
 
@@ -216,13 +216,13 @@ class FID(FrechetInceptionDistance):
 class TimmFeatures(nn.Module):
     """Pooled features of a timm image encoder, for `FID` and `Diversity`.
 
-    Images are squashed to its input size by antialiased bicubic resampling, not cropped, and normalised as it was
-    trained.
+    Images are squashed to the encoder's input size by antialiased bicubic resampling, not cropped, and normalised as in
+    its training.
 
     Args:
-        name: of timm, with its tag (`vit_small_patch14_dinov2.lvd142m`), `hf-hub:OWNER/NAME`, or a folder with timm's
-            config.json and weights.
-        pretrained: read the weights; without, they are random.
+        name: timm's name with its tag (`vit_small_patch14_dinov2.lvd142m`), `hf-hub:OWNER/NAME`, or a folder with
+            timm's config.json and weights.
+        pretrained: read the weights; False leaves them random.
 
     Raises:
         BenchmarkError: timm does not know the name, or cannot read or fetch the weights.
@@ -257,15 +257,15 @@ class TimmFeatures(nn.Module):
 
 
 class Outside(nn.Module):
-    """A network that is used but not owned: no parameters, no state, not moved; features come back to the images.
+    """Uses a network without owning it: it has no parameters and no state here, and stays on its device.
 
     Args:
-        network: of images b 3 h w to features b e.
+        network: makes features b e of images b 3 h w.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._held = (network.eval(),)  # in a tuple it is no submodule
+        self._held = (network.eval(),)  # in a tuple, it is not a submodule
         if hasattr(network, "num_features"):
             self.num_features = network.num_features
 
@@ -279,7 +279,7 @@ class Outside(nn.Module):
 
 
 def inception(weights: str | None = None) -> nn.Module:
-    """FID's Inception-v3, with its 2,048 pooled features.
+    """Load FID's Inception-v3, with its 2,048 pooled features.
 
     Raises:
         BenchmarkError: torch-fidelity is not installed, or the weights cannot be read or fetched.
@@ -300,14 +300,14 @@ def as_tensor(images: Images) -> UInt8[Tensor, "b 3 h w"]:
     """Images of one size as a tensor.
 
     Raises:
-        ValueError: there are none, or they are no uint8 RGB images of one size.
+        ValueError: there are no images, or they are not uint8 RGB images of one size.
     """
     right = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
     if right and len(images):
         return images
     arrays = as_arrays(images)
     if len({array.shape for array in arrays}) > 1:
-        raise ValueError("images of one update have one size")
+        raise ValueError("images of one update must have one size")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
@@ -319,13 +319,13 @@ def _embedded(encoder: OpenCLIP, images: Images) -> Float[Tensor, "b e"]:
 
 def _check_kind(metric: Any, encoder: OpenCLIP, sigmoid: bool) -> None:
     if encoder.sigmoid != sigmoid:
-        kinds = ("a SigLIP", "no SigLIP")
+        kinds = ("a SigLIP", "not a SigLIP")
         raise BenchmarkError(
             f"{encoder.pretrained} is {kinds[sigmoid]}; {type(metric).__name__} needs {'one' if sigmoid else 'a CLIP'}"
         )
 
 
 def _mean_distance(features: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
-    """Of all pairs of rows of length 1."""
+    """Mean 1 - cos over all pairs of rows, which have length 1."""
     count = len(features)
     return 1 - (features.sum(0).square().sum() - count) / (count * (count - 1))

@@ -1,6 +1,6 @@
-"""CLIP and SigLIP models of open_clip as judges: images and prompts to embeddings of length 1.
+"""CLIP and SigLIP models of open_clip as judges: they make embeddings of length 1 of images and prompts.
 
-They are held outside the module tree, so that no checkpoint of a training they watch carries their weights.
+They are held outside the module tree, so no checkpoint of a training that they score holds their weights.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ Images = Tensor | np.ndarray | Sequence[np.ndarray]
 
 
 class OpenCLIP:
-    """A CLIP or SigLIP and the preprocessing and tokenizer it was trained with, read at the first use or by `load`.
+    """A CLIP or SigLIP with the preprocessing and tokenizer of its training, read at the first use or by `load`.
 
-    A prompt longer than the model reads is cut so that its end token stays, where CLIP pools; `cut` counts them, and
-    the first is warned about.
+    A prompt longer than the model reads is cut before its end token, since CLIP pools there. `cut` counts such prompts,
+    and a warning names the first.
 
     Args:
-        name: architecture, as open_clip.list_models() names them. A folder or a hub model brings its own instead.
-        pretrained: one of
-            a tag of that architecture, as open_clip.list_pretrained() names them;
+        name: architecture, as in open_clip.list_models(). A folder or a hub model has its own, and this is ignored.
+        pretrained: the weights, one of
+            a tag of that architecture, as in open_clip.list_pretrained();
             `hf-hub:OWNER/NAME`, a model on the hub in open_clip's format;
             a folder with open_clip_config.json, weights (open_clip_model.safetensors or another .safetensors, .bin or
             .pth), and the tokenizer if the config names one (hf_tokenizer_name);
             `bundled:NAME`, such a folder within lidit;
-            a checkpoint file of that architecture, whose images are then preprocessed as its tags say.
-        device: to run on; embeddings come on it.
-        batch_size: images or prompts that are run at once.
+            a checkpoint file of that architecture, with the preprocessing of the architecture's tags.
+        device: device to run on; the embeddings are on it, too.
+        batch_size: number of images or prompts that run at one time.
     """
 
     def __init__(
@@ -68,31 +68,31 @@ class OpenCLIP:
         self._tokenizer: Any = None
 
     def describe(self) -> dict[str, str]:
-        """What a result says of its judge."""
+        """What a result says about its judge."""
         own = self._source()[0].startswith(("local-dir:", "hf-hub:"))
         return {"pretrained": self.pretrained} if own else {"name": self.name, "pretrained": self.pretrained}
 
     def load(self, device: str | torch.device | None = None) -> OpenCLIP:
-        """Read the weights once and put them on a device; again: only move them. Random states stay as they are.
+        """Read the weights at the first call, and put them on a device. Random states stay as they are.
 
         Raises:
             BenchmarkError: there is no such model, or it cannot be read or fetched.
         """
         self.device = torch.device(device or self.device)
         if self._model is None:
-            with torch.random.fork_rng(devices=[]):  # open_clip fills the model with random numbers first
+            with torch.random.fork_rng(devices=[]):  # open_clip first fills the model with random numbers
                 self._read()
         self._model.to(self.device)
         return self
 
     @property
     def context_length(self) -> int:
-        """Tokens of a prompt, with the start and end tokens."""
+        """Largest number of tokens of a prompt, including the start and end tokens."""
         return int(self.load()._tokenizer.context_length)
 
     @property
     def sigmoid(self) -> bool:
-        """Whether it was trained as SigLIP, each pair by itself, which shows in its logits' bias."""
+        """Whether the model is a SigLIP, which was trained on each pair by itself: only then its logits have a bias."""
         return self.load()._model.logit_bias is not None
 
     @torch.no_grad()
@@ -100,7 +100,7 @@ class OpenCLIP:
         """Embeddings of uint8 RGB images: a tensor b 3 h w, an array b h w 3, or a list of arrays h w 3.
 
         Raises:
-            ValueError: there are none, or they are of another type or shape.
+            ValueError: there are no images, or they have another type or shape.
         """
         arrays = as_arrays(images)
         self.load()
@@ -116,18 +116,18 @@ class OpenCLIP:
         """Embeddings of prompts.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no prompts.
         """
         ids = self.tokens(prompts)
         return torch.cat([self._embed(self._model.encode_text, part) for part in ids.split(self.batch_size)])
 
     def tokens(self, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """Token ids, padded to the context length as the model's tokenizer does, with an end token in every row.
+        """Token ids, padded to the context length as by the model's tokenizer, with an end token in every row.
 
         Raises:
             ValueError: there are no prompts.
         """
-        if not prompts or isinstance(prompts, str):  # a text is a list of letters to Python
+        if not prompts or isinstance(prompts, str):  # to Python, a text is a sequence of letters
             raise ValueError(f"{self.pretrained} reads a list of at least one prompt, got {prompts!r}")
         length = self.context_length
         ids = self._tokenizer(list(prompts))
@@ -140,12 +140,12 @@ class OpenCLIP:
         return ids
 
     def _embed(self, encode: Any, batch: Tensor) -> Float[Tensor, "b e"]:
-        with torch.autocast(self.device.type, enabled=False):  # a training around it may run in half precision
+        with torch.autocast(self.device.type, enabled=False):  # a surrounding training may run in half precision
             return encode(batch.to(self.device), normalize=True).float()
 
     def _whole(self, prompt: str) -> tuple[list[int], int | None]:
-        """A prompt's uncut tokens, and the id that ends it, if one does."""
-        if hasattr(self._tokenizer, "eot_token_id"):  # CLIP's own
+        """A prompt's tokens before it is cut, and the id of its end token, if it has one."""
+        if hasattr(self._tokenizer, "eot_token_id"):  # CLIP's own tokenizer
             ids = self._tokenizer.encode(prompt)
             return [self._tokenizer.sot_token_id, *ids, self._tokenizer.eot_token_id], self._tokenizer.eot_token_id
         inner, clean = self._tokenizer.tokenizer, getattr(self._tokenizer, "clean_fn", str)
@@ -155,14 +155,14 @@ class OpenCLIP:
     def _count(self, tokens: int, length: int) -> None:
         if not self.cut:
             warnings.warn(
-                f"{self.pretrained}: a prompt is {tokens} tokens long and is cut to {length}, its end token kept; "
-                "later ones are only counted",
+                f"{self.pretrained}: a prompt of {tokens} tokens is cut to {length}, and its end token stays; later "
+                "prompts are only counted",
                 stacklevel=4,
             )
         self.cut += 1
 
     def _source(self) -> tuple[str, str | None]:
-        """Name and pretrained as open_clip takes them."""
+        """The name and the pretrained argument for open_clip."""
         import open_clip
 
         place = Path(resolve(self.pretrained)).expanduser()
@@ -177,7 +177,7 @@ class OpenCLIP:
         tags = open_clip.list_pretrained_tags_by_model(self.name)
         if self.pretrained.lower().replace("-", "_") not in tags:
             raise BenchmarkError(
-                f"{self.pretrained} is no file, no folder, no hf-hub:OWNER/NAME and no tag of {self.name}, which are: "
+                f"{self.pretrained} is no file, no folder, no hf-hub:OWNER/NAME and no tag of {self.name}; tags are: "
                 f"{', '.join(tags) or 'none'}"
             )
         _refuse_other_gelu(self.name, self.pretrained)
@@ -204,7 +204,7 @@ def as_arrays(images: Images) -> Sequence[np.ndarray]:
     """Images as arrays of height x width x 3.
 
     Raises:
-        ValueError: there are none, or they are no uint8 RGB images.
+        ValueError: there are no images, or they are not uint8 RGB images.
     """
     if isinstance(images, Tensor):
         images = images.movedim(1, -1).cpu().numpy() if images.ndim == 4 else images.cpu().numpy()
@@ -213,13 +213,13 @@ def as_arrays(images: Images) -> Sequence[np.ndarray]:
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(
-                f"scored are uint8 RGB images, a tensor b 3 h w or arrays h w 3; got {image.dtype} {image.shape}"
+                f"give uint8 RGB images, a tensor b 3 h w or arrays h w 3, not {image.dtype} {image.shape}"
             )
     return [np.ascontiguousarray(image) for image in images]
 
 
 def _refuse_other_gelu(name: str, tag: str) -> None:
-    """Raise where open_clip only warns and the scores would be wrong."""
+    """Refuse a mismatch that open_clip only warns about, though scores would be wrong."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -229,7 +229,7 @@ def _refuse_other_gelu(name: str, tag: str) -> None:
 
 
 def _preprocessing(name: str) -> dict[str, Any]:
-    """How the images of a checkpoint file are prepared, which the file does not say: as those of all its tags.
+    """How to preprocess images for a checkpoint file, which does not say it: as for all tags of its architecture.
 
     Raises:
         BenchmarkError: the tags differ.

@@ -1,12 +1,12 @@
 """Positional bias (LI-DiT, Figure 3 and appendix A.3): how well a model draws what a prompt names first, and last.
 
-The paper's 1,000 prompts were not published. These are our own, of the same make: four things in a list, "A green
-bench, a red car, a blue bowl, and a pink apple.", their attributes and nouns from T2I-CompBench, one kind of attribute
-a prompt, four images each. A segment, one thing, scores BLIP-VQA's p(yes) to "a green bench?"; its mean over a prompt's
-images is taken first, then the mean over prompts.
+The paper's 1,000 prompts were not published. Ours have the same form, a list of four things such as "A green bench, a
+red car, a blue bowl, and a pink apple.". Attributes and nouns are T2I-CompBench's, a prompt has one kind of attribute,
+and there are four images of each prompt. The score of a segment, which is one thing, is BLIP-VQA's p(yes) to "a green
+bench?"; it is averaged over a prompt's images first, and then over prompts.
 
-A set of things comes in as many orders as it has things, so that each stands once at each place and content cannot pass
-for position; with an even number each also follows each other one once.
+A set of things comes in as many orders as it has things. Each thing is once at each place, so content cannot pass for
+position; if their number is even, each thing also follows each other thing once.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lidit.eval.t2i_compbench import ATTRIBUTES, prompts_of, template_pairs
 
 PROMPTS, IMAGES_PER_PROMPT = 1000, 4
 QUARTERS = ("0-25", "25-50", "50-75", "75-100")  # per cent of the prompt's length in segments
-PAPER_TOP = 70  # of the figure's axis
+PAPER_TOP = 70  # top of the axis in the paper's figure
 COLORS = {"black", "white", "gray", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"}
 COLORS |= {"gold", "silver", "beige"}
 Things = list[tuple[str, str, str]]  # article, adjective, noun
 
 
 def things(prompts_dir: Path) -> tuple[dict[str, Things], dict[str, str]]:
-    """Per kind of attribute the things in T2I-CompBench's templated prompts, in order of appearance; and the sources.
+    """The things in T2I-CompBench's templated prompts, by kind of attribute, in order of appearance; and the sources.
 
-    Left out are nouns with a colour's name in them ("a red orange").
+    Nouns that hold a colour's name ("a red orange") are left out.
 
     Raises:
-        BenchmarkError: a prompt file is missing, or another one than the published.
+        BenchmarkError: a prompt file is missing, or is not the published one.
     """
     found, sources = {}, {}
     for kind in ATTRIBUTES:
@@ -49,16 +49,16 @@ def things(prompts_dir: Path) -> tuple[dict[str, Things], dict[str, str]]:
 
 
 def orders(count: int) -> Int[np.ndarray, "n n"]:
-    """A Williams square: each of n things once at each place, and, if n is even, once after each other one."""
+    """A Williams square: each of n things is once at each place and, if n is even, once after each other thing."""
     zigzag = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(count)]  # 0, 1, -1, 2, -2 ...
     return (np.array(zigzag) + np.arange(count)[:, None]) % count
 
 
 def draw_set(rng: np.random.Generator, listed: Things, count: int) -> Things:
-    """Things that differ in their adjectives and in the last words of their nouns.
+    """Draw `count` things that differ in their adjectives and in the last words of their nouns.
 
     Raises:
-        BenchmarkError: there are not so many.
+        BenchmarkError: there are fewer such things.
     """
     for _ in range(100):
         chosen: dict[tuple[str, str], tuple[str, str, str]] = {}
@@ -72,16 +72,16 @@ def draw_set(rng: np.random.Generator, listed: Things, count: int) -> Things:
 
 
 def suite(prompts_dir: Path, prompt_seed: int = 0, pairs: Literal[4, 8] = 4) -> Suite:
-    """4 x 1,000 pictures: image N is `samples/NNNNNN.png`, N being 4 x prompt + sample; segments.json has the prompts.
+    """The 4 x 1,000 pictures to draw: `samples/NNNNNN.png` with N = 4 x prompt + sample; segments.json has the prompts.
 
     Args:
         prompts_dir: folder with color_val.txt, shape_val.txt and texture_val.txt of T2I-CompBench's examples/dataset.
-        prompt_seed: of the drawn sets; the kinds of attribute take turns.
-        pairs: things in a prompt. UNSTATED: "up to 8 nouns or attributes", which with the paper's six samples, all of
-            four adjectives and four nouns, we take for 4 pairs.
+        prompt_seed: decides the sets of things; the kinds of attribute take turns.
+        pairs: number of things in a prompt. UNSTATED: the paper says "up to 8 nouns or attributes"; its six samples all
+            have four adjectives and four nouns, so we take 4 pairs.
 
     Raises:
-        BenchmarkError: a prompt file is missing, or another one than the published.
+        BenchmarkError: a prompt file is missing, or is not the published one.
     """
     listed, sources = things(prompts_dir)
     rng = np.random.default_rng(prompt_seed)
@@ -102,7 +102,7 @@ def suite(prompts_dir: Path, prompt_seed: int = 0, pairs: Literal[4, 8] = 4) -> 
 
 
 def sentence(segments: Sequence[str]) -> str:
-    """The paper's manner of a list: "A green bench, a red car, a blue bowl, and a pink apple."."""
+    """A list as the paper writes it: "A green bench, a red car, a blue bowl, and a pink apple."."""
     text = f"{', '.join(segments[:-1])}, and {segments[-1]}."
     return text[0].upper() + text[1:]
 
@@ -120,19 +120,19 @@ def score(
     Prompts of one set share their things, so intervals are given twice: over prompts, and over whole sets.
 
     Args:
-        run: folder of `lidit sample --benchmark positional-bias`.
-        blip: id or folder of BLIP-VQA, see `lidit/eval/blip_vqa.py`.
-        allow_missing: score although images of the suite are missing; the result counts those.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
-        device: for the model.
+        run: folder that `lidit sample --benchmark positional-bias` wrote.
+        blip: Hugging Face id or folder of BLIP-VQA, see `lidit/eval/blip_vqa.py`.
+        allow_missing: score a run that lacks images; the result counts them.
+        seed: seed of the bootstrap.
+        resamples: number of resamples of the bootstrap.
+        device: device to run the model on.
 
     Returns:
-        `scores`, their means alone; `quarters` and `first_minus_last`, each {mean, interval_prompts, interval_sets};
-        counts of images, the `judge`, and `details` per prompt.
+        `scores`, the means alone; `quarters` and `first_minus_last`, each with {mean, interval_prompts, interval_sets};
+        the numbers of images; the `judge`; and `details` of each prompt.
 
     Raises:
-        BenchmarkError: the folder is no such run, images are missing or unreadable, or the model cannot be loaded.
+        BenchmarkError: the folder is not such a run, images are missing or unreadable, or the model cannot be loaded.
     """
     path = run / "segments.json"
     try:
@@ -170,13 +170,13 @@ def _path(prompt: int, sample: int) -> str:
 
 
 def by_quarter(scores: Sequence[float]) -> list[float]:
-    """Means of a prompt's segments by quarter: segment i of n is in quarter floor(4 (i + 0.5) / n)."""
+    """The mean score of a prompt's segments in each quarter: segment i of n is in quarter floor(4 (i + 0.5) / n)."""
     quarter = (4 * (np.arange(len(scores)) + 0.5) / len(scores)).astype(int)
     return [float(np.mean(np.array(scores)[quarter == q])) for q in range(len(QUARTERS))]
 
 
 def figures(details: Sequence[dict], seed: int, resamples: int) -> dict[str, Any]:
-    """The figure's numbers from prompts' `set` and segment `scores`; first minus last: quarter 1 minus quarter 4."""
+    """The figure's numbers, from each prompt's `set` and segment `scores`; first minus last is quarter 1 minus 4."""
     values = 100 * np.array([by_quarter(prompt["scores"]) for prompt in details])
     values = np.column_stack([values, values[:, 0] - values[:, -1]])
     _, sets = np.unique([prompt["set"] for prompt in details], return_inverse=True)
@@ -194,7 +194,7 @@ def figures(details: Sequence[dict], seed: int, resamples: int) -> dict[str, Any
 def bootstrap(
     values: Float[np.ndarray, "n k"], groups: Int[np.ndarray, " n"], seed: int, resamples: int
 ) -> Float[np.ndarray, "2 k"]:
-    """Ends of the 95 % percentile intervals of the means of k columns when whole groups of rows are drawn again."""
+    """Ends of the 95 % percentile intervals of the means of k columns, resampling whole groups of rows."""
     sums, sizes = np.zeros((groups.max() + 1, values.shape[1])), np.bincount(groups)
     np.add.at(sums, groups, values)
     drawn = np.random.default_rng(seed).integers(len(sizes), size=(resamples, len(sizes)))
@@ -203,14 +203,14 @@ def bootstrap(
 
 
 def plot(scores: Sequence[Path], out: Path) -> None:
-    """Draws Figure 3 from scores.json files: a line a run, named after its folder, with intervals over prompts.
+    """Draw Figure 3 from scores.json files: a line for each run, named after its folder, with intervals over prompts.
 
     Args:
         scores: files that `lidit score --benchmark positional-bias` wrote.
-        out: picture to write, its kind by its suffix: .png, .pdf or .svg.
+        out: picture to write; the suffix decides its kind: .png, .pdf or .svg.
 
     Raises:
-        BenchmarkError: a file is missing or is no score of this benchmark.
+        BenchmarkError: a file is missing, or does not hold scores of this benchmark.
     """
     from matplotlib.figure import Figure
 
@@ -233,5 +233,5 @@ def _quarters(path: Path) -> dict[str, dict]:
         return json.loads(path.read_text())["quarters"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise BenchmarkError(
-            f"{path} is missing or no score of positional-bias; write it with lidit score --benchmark positional-bias"
+            f"{path} is missing or holds no such scores; write it with lidit score --benchmark positional-bias"
         ) from error

@@ -1,7 +1,8 @@
-"""What every benchmark tells `lidit sample` to draw, and what it finds in a run folder again.
+"""What every benchmark has in common: the pictures that `lidit sample` draws, and reading them from the run folder.
 
-A benchmark is a module of `lidit.eval` with two functions: `suite(prompts_dir)`, the pictures to draw in the layout of
-its authors, and `score(run, ...)`, what is written to scores.json. The run folder is the only thing between them.
+A benchmark is a module of `lidit.eval` with two functions: `suite(prompts_dir)` gives the pictures to draw, in the
+layout of the benchmark's authors, and `score(run, ...)` gives the content of scores.json. Only the run folder connects
+them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from PIL import Image, UnidentifiedImageError
 
 @dataclass(frozen=True)
 class Picture:
-    """One image file.
+    """One image file to draw.
 
     Args:
-        path: of the file, relative to the run folder, with forward slashes.
-        prompt: what it shows.
-        sample: which of a prompt's samples this is, from 0; with the run's seed it decides the noise.
-        tiles: how many samples it holds in a square, row by row, from `sample` on (DPG-Bench: 4).
+        path: path of the file, relative to the run folder, with forward slashes.
+        prompt: the prompt to draw.
+        sample: number of this sample among the prompt's samples, from 0; with the run's seed it decides the noise.
+        tiles: number of samples in the image, which form a square row by row, from `sample` on (DPG-Bench: 4).
     """
 
     path: str
@@ -36,10 +37,10 @@ class Suite:
     """A benchmark's pictures, and the files that go with them.
 
     Args:
-        name: of the benchmark.
-        pictures: in the order they are drawn.
-        sources: path of each prompt file read, to its SHA-256.
-        files: text files to write into the run folder beside the pictures: relative path to content.
+        name: name of the benchmark.
+        pictures: the pictures, in the order in which they are drawn.
+        sources: SHA-256 of each prompt file that was read, by its path.
+        files: content of text files to write to the run folder beside the pictures, by relative path.
     """
 
     name: str
@@ -49,20 +50,20 @@ class Suite:
 
 
 class BenchmarkError(ValueError):
-    """Something a person must put right: a missing or altered file, an unreadable or missing image."""
+    """Something that a person must correct: a missing or altered file, an unreadable or missing image."""
 
 
 def prompt_file(folder: Path, name: str, published: str, git_blob: str | None = None) -> tuple[str, str]:
-    """Text of a benchmark's prompt file and its SHA-256.
+    """The text of a benchmark's prompt file, and its SHA-256.
 
     Args:
         folder: the user's folder of prompt files.
-        name: of the file in it.
-        published: where to get it, for the message.
-        git_blob: the expected `git hash-object` of the file; None: not checked.
+        name: name of the file in the folder.
+        published: where to get the file, for the message.
+        git_blob: the expected `git hash-object` of the file; None: the content is not checked.
 
     Raises:
-        BenchmarkError: the file is missing, or is another one than the benchmark's.
+        BenchmarkError: the file is missing, or is not the benchmark's.
     """
     path = folder / name
     if not path.is_file():
@@ -81,7 +82,7 @@ def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 RGB, height x width x 3.
 
     Raises:
-        BenchmarkError: it is missing or cannot be read.
+        BenchmarkError: the file is missing or cannot be read.
     """
     try:
         with Image.open(path) as image:
@@ -98,7 +99,7 @@ def present(run: Path, paths: list[str], allow_missing: bool) -> list[str]:
     """The paths whose files exist in the run folder.
 
     Raises:
-        BenchmarkError: some are missing and that is not allowed, or all are.
+        BenchmarkError: all files are missing, or some are missing without `allow_missing`.
     """
     found = [path for path in paths if (run / path).is_file()]
     if len(found) == len(paths):

@@ -1,12 +1,13 @@
 """T2I-CompBench (Huang et al., 2023): colour, shape and texture by BLIP-VQA, 2D-spatial by a detector.
 
-Ten images of each of 300 prompts a category. The official names are `PROMPT_NNNNNN.png`, and its scripts read the
-prompt back from there, which fails for prompts with "_" or "/" and beyond 255 bytes. Here image N of a category,
-counted as there, is `CATEGORY/samples/NNNNNN.png`, and `prompts.json` in the run folder lists the prompts: N is
-10 x prompt + sample.
+A category has 300 prompts, with ten images of each. The official name of an image is `PROMPT_NNNNNN.png`, and the
+official scripts read the prompt from the name, which fails for prompts with "_" or "/" or of more than 255 bytes. Here
+image N of a category is `CATEGORY/samples/NNNNNN.png`, with the official N = 10 x prompt + sample, and `prompts.json`
+in the run folder lists the prompts.
 
 Attribute scores depend on how many noun phrases of a prompt are multiplied: 2 was the default of the authors' code
-until December 2023, 8 is since then and in their tables. Published numbers mix both, so both are given: `np2`, `np8`.
+until December 2023, and 8 is the default since then and in their tables. Published numbers mix both, so we give both:
+`np2` and `np8`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Parser = Literal["template", "spacy"]
 
 ATTRIBUTES = ("color", "shape", "texture")
 PUBLISHED = "https://github.com/Karine-Huang/T2I-CompBench, examples/dataset"
-# git hash-object of the published files: lines end in CRLF, the last one in nothing (that of shape_val.txt: in CRLF)
+# git hash-object of the published files: lines end in CRLF, and the last line, but for shape_val.txt, in nothing
 GIT_BLOBS = {
     "color_val.txt": "700badf7bd0989c45eb307ff3573f127ecee0a53",
     "color_val_2024-06.txt": "d1d3fa492f98454f118aef1ae2f08b369fbfe8f6",
@@ -42,10 +43,18 @@ GIT_BLOBS = {
 }
 IMAGES_PER_PROMPT = 10
 SCALES = {"np2": 2, "np8": 8}
-DROPPED = ("top", "the side", "the left", "the right")  # noun chunks that are no objects
+DROPPED = ("top", "the side", "the left", "the right")  # noun chunks that are not objects
 SPACY_MODEL = "en_core_web_sm"
 PAIR = re.compile(r"(an?) ([\w-]+) ([\w' -]+?) and (an?) ([\w-]+) ([\w' -]+)\.?")
-SPLITTING = {"of", "with", "in", "on", "for", "by", "to"}  # words that make more noun chunks: "a slice of bread"
+SPLITTING = {
+    "of",
+    "with",
+    "in",
+    "on",
+    "for",
+    "by",
+    "to",
+}  # words that split a noun phrase into chunks: "a slice of bread"
 RELATED = re.compile(
     r"an? (\w+) (?:on side of|next to|near|on the (?:left|right|bottom|top) of|on top of) an? (\w+)\.?"
 )
@@ -56,7 +65,7 @@ Key = tuple[str, str]  # category, prompt
 
 @dataclass(frozen=True)
 class Reader:
-    """A parser: what a result says of it, and a prompt's noun chunks and nouns; None: cannot be parsed."""
+    """A parser: what a result says about it, and how to get a prompt's noun chunks and nouns (None: unparsed)."""
 
     about: dict[str, str]
     chunks: Callable[[str], list[str] | None]
@@ -64,7 +73,7 @@ class Reader:
 
 
 def questions(noun_chunks: Sequence[str], np_num: int) -> list[str]:
-    """The np_num questions to an image, the missing ones ''; spelling as in the prompt."""
+    """The np_num questions about an image, spelt as in the prompt; missing questions are ''."""
     asked = [f"{chunk}?" for chunk in noun_chunks if chunk not in DROPPED][:np_num]
     return asked + [""] * (np_num - len(asked))
 
@@ -72,7 +81,7 @@ def questions(noun_chunks: Sequence[str], np_num: int) -> list[str]:
 def product(probabilities: Sequence[float]) -> float:
     """An image's score from its questions' p(yes): rounded to 4 decimals, multiplied in float32, rounded again.
 
-    An empty question counts 1; of no question the score is 1.
+    An empty question counts as 1, and so the score without questions is 1.
     """
     score = np.float32(1)
     for probability in probabilities:
@@ -81,7 +90,7 @@ def product(probabilities: Sequence[float]) -> float:
 
 
 def template_pairs(prompt: str) -> list[tuple[str, str, str]] | None:
-    """(article, adjective, noun) of both halves of "a ADJ NOUN and a ADJ NOUN", with or without a full stop."""
+    """(article, adjective, noun) of both halves of "a ADJ NOUN and a ADJ NOUN[.]", or None for other prompts."""
     found = PAIR.fullmatch(prompt)
     if not found or SPLITTING & set(prompt.split()):
         return None
@@ -89,13 +98,13 @@ def template_pairs(prompt: str) -> list[tuple[str, str, str]] | None:
 
 
 def template_chunks(prompt: str) -> list[str] | None:
-    """The noun phrases of a prompt of that form; None of any other."""
+    """Both noun phrases of "a ADJ NOUN and a ADJ NOUN", or None for other prompts."""
     pairs = template_pairs(prompt)
     return [" ".join(pair) for pair in pairs] if pairs else None
 
 
 def template_nouns(prompt: str) -> list[str] | None:
-    """The two objects of "a NOUN RELATION a NOUN"; None of any other prompt."""
+    """The two objects of "a NOUN RELATION a NOUN", or None for other prompts."""
     found = RELATED.fullmatch(prompt)
     return list(found.groups()) if found else None
 
@@ -105,16 +114,16 @@ def suite(
     categories: Sequence[Category] = ("color", "shape", "texture", "spatial"),
     color_file: ColorFile = "color_val.txt",
 ) -> Suite:
-    """The pictures of these categories: 10 x 300 each.
+    """The pictures to draw: 10 x 300 for each category.
 
     Args:
-        prompts_dir: folder with CATEGORY_val.txt of the authors' examples/dataset.
-        categories: to draw.
-        color_file: color_val.txt as it is since September 2025, or, for numbers of 2024, as it was before five
+        prompts_dir: folder with CATEGORY_val.txt from the authors' examples/dataset.
+        categories: categories to draw.
+        color_file: color_val.txt as it is since September 2025 or, for numbers of 2024, as it was before five
             duplicates were replaced (commit 5c4ae15), saved as color_val_2024-06.txt.
 
     Raises:
-        BenchmarkError: a file is missing or another one than the published, or a category comes twice.
+        BenchmarkError: a file is missing or is not the published one, or a category is named twice.
     """
     if not categories or len(set(categories)) < len(categories):
         raise BenchmarkError(f"name one or more categories, each once, not {list(categories)}")
@@ -128,10 +137,10 @@ def suite(
 
 
 def prompts_of(prompts_dir: Path, name: str) -> tuple[list[str], str]:
-    """The prompts of one of the authors' files and its SHA-256, whatever its line ends.
+    """The prompts of one of the authors' files, whatever its line ends, and its SHA-256.
 
     Raises:
-        BenchmarkError: the file is missing, or is another one than the published.
+        BenchmarkError: the file is missing, or is not the published one.
     """
     text, sha256 = prompt_file(prompts_dir, name, PUBLISHED)
     prompts = [line.strip() for line in text.strip().splitlines()]
@@ -139,7 +148,7 @@ def prompts_of(prompts_dir: Path, name: str) -> tuple[list[str], str]:
     found = [hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest() for raw in (rebuilt, rebuilt + b"\r\n")]
     if GIT_BLOBS[name] not in found:
         raise BenchmarkError(
-            f"{prompts_dir / name} is not the benchmark's file: git hash-object of that is {GIT_BLOBS[name]} "
+            f"{prompts_dir / name} is not the benchmark's file: git hash-object must give {GIT_BLOBS[name]} "
             f"(line ends do not matter); get it from {PUBLISHED}"
         )
     return prompts, sha256
@@ -164,27 +173,28 @@ def score(
     detector_threshold: float = 0.5,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Scores in [0, 1] of a run's images, with what was asked and answered for each.
+    """Scores in [0, 1] of a run's images, with each image's questions and answers.
 
     Args:
-        run: folder of `lidit sample --benchmark t2i-compbench`.
-        prompts_dir: folder of the authors' prompt files, as `suite` takes it.
-        blip: id or folder of BLIP-VQA, see `lidit/eval/blip_vqa.py`.
-        detector: id or folder of the detector of 2D-spatial, see `lidit/eval/spatial.py`.
-        noun_phrases: template: reads the templated prompts only, two thirds of the attributes' and all of 2D-spatial;
-            spacy: en_core_web_sm, as the authors (3.5.0 of it, with spaCy 3.5.3).
-        allow_unparsed: score without the images of prompts that were not parsed; the result names those.
-        allow_missing: score although images of the suite are missing; the result counts those.
-        detector_threshold: score from which a box counts; official with UniDet: 0.5.
-        device: for both models.
+        run: folder that `lidit sample --benchmark t2i-compbench` wrote.
+        prompts_dir: folder with CATEGORY_val.txt from the authors' examples/dataset.
+        blip: Hugging Face id or folder of BLIP-VQA, see `lidit/eval/blip_vqa.py`.
+        detector: Hugging Face id or folder of the detector for 2D-spatial, see `lidit/eval/spatial.py`.
+        noun_phrases: how prompts are parsed. template: only prompts of the templates, which are two thirds of the
+            attributes' prompts and all of 2D-spatial's; spacy: with en_core_web_sm, as the authors do (its version
+            3.5.0, with spaCy 3.5.3).
+        allow_unparsed: leave out the images of prompts that cannot be parsed; the result names these prompts.
+        allow_missing: score a run that lacks images; the result counts them.
+        detector_threshold: score above which a box counts; 0.5 is the official value, for UniDet.
+        device: device to run both models on.
 
     Returns:
-        `scores` per category and scale (np2, np8; of spatial t2i-spatial-DETECTOR; none where no image was scored) and
-        the three attributes' mean where all were scored; counts of `images`; what parsed the `noun_phrases`, and which
-        not; the `judges`; `details` per image.
+        `scores` per category and scale (np2, np8; for spatial t2i-spatial-DETECTOR) that has images, and the mean of
+        the three attributes if all were scored; the numbers of `images`; how `noun_phrases` were parsed, and which
+        prompts were not; the `judges`; and `details` of each image.
 
     Raises:
-        BenchmarkError: the run was not drawn from these prompts, images are missing or unreadable, prompts are not
+        BenchmarkError: the run was drawn from other prompts, images are missing or unreadable, prompts cannot be
             parsed, spaCy is not installed, or a model cannot be loaded.
     """
     wanted = _drawn(run, prompts_dir)
@@ -193,7 +203,7 @@ def score(
     parsed, unparsed = _parse(wanted.pictures, reader)
     if unparsed and not allow_unparsed:
         raise BenchmarkError(
-            f"{len(unparsed)} prompts are of no form that the parser {noun_phrases} reads, as {min(unparsed)[1]!r}; "
+            f"{len(unparsed)} prompts cannot be parsed by {noun_phrases}, for example {min(unparsed)[1]!r}; "
             "pass --noun_phrases spacy, or --allow_unparsed true to leave them out"
         )
     scored = [p for p in wanted.pictures if p.path in found and (_category(p), p.prompt) in parsed]
@@ -243,13 +253,13 @@ def _drawn(run: Path, prompts_dir: Path) -> Suite:
         ) from error
     if json.loads(wanted.files["prompts.json"]) != drawn:
         raise BenchmarkError(
-            f"{path} lists other prompts than {prompts_dir}; score with the folder that it was drawn from"
+            f"{path} lists other prompts than {prompts_dir}; score with the folder that the run was drawn from"
         )
     return wanted
 
 
 def _parse(pictures: Sequence[Picture], reader: Reader) -> tuple[dict[Key, list[str]], set[Key]]:
-    """Noun chunks (of spatial prompts: nouns) of the prompts that could be parsed, and the other prompts."""
+    """Noun chunks, or for spatial nouns, of the prompts that could be parsed; and the other prompts."""
     found = {}
     for category, prompt in {(_category(p), p.prompt): None for p in pictures}:
         found[category, prompt] = (reader.nouns if category == "spatial" else reader.chunks)(prompt)
@@ -260,7 +270,7 @@ def _reader(parser: Parser) -> Reader:
     if parser == "template":
         return Reader({"parser": "template"}, template_chunks, template_nouns)
     try:
-        spacy = import_module("spacy")  # an extra: lidit does not require it
+        spacy = import_module("spacy")  # lidit does not require spaCy
         read = spacy.load(SPACY_MODEL)
     except ImportError as error:
         raise BenchmarkError(
@@ -279,7 +289,7 @@ def _reader(parser: Parser) -> Reader:
 def _answers(
     run: Path, scored: list[Picture], parsed: dict[Key, list[str]], blip: str, detector: tuple[str, float], device: str
 ) -> tuple[dict[str, dict], list[dict]]:
-    """What is said of the judges that were needed, and of each image what they answered."""
+    """What a result says about the judges that were needed, and their answers for each image."""
     judges: dict[str, Any] = {}
     details = []
     for picture in scored:
@@ -298,7 +308,7 @@ def _answers(
 
 
 def _asked(asked: list[str], yes: list[float]) -> dict[str, Any]:
-    """Both scales from one pass: the two questions of np2 are the first of np8's."""
+    """Both scales from the same answers: the two questions of np2 are the first two of np8."""
     scores = {name: product(yes[:np_num]) for name, np_num in SCALES.items()}
     return {"questions": asked, "yes": [four_decimals(p) for p in yes], "scores": scores}
 
@@ -314,7 +324,7 @@ def _related(prompt: str, nouns: list[str], found: list[Detection], name: str) -
 
 
 def _scores(wanted: Suite, details: list[dict]) -> dict[str, float]:
-    """Means over images, `CATEGORY np2` and so on; `attributes`: LI-DiT's T2I-avg, where all three were scored."""
+    """Means over images, as `CATEGORY np2`; and `attributes`, LI-DiT's T2I-avg, if all three were scored."""
     scores: dict[str, float] = {}
     for category in _categories(wanted):
         images = [detail["scores"] for detail in details if detail["category"] == category]

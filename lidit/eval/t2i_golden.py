@@ -1,8 +1,7 @@
-"""The golden cases of T2I-CompBench: `t2i_compbench.py`, `blip_vqa.py` and `spatial.py` against the official code.
+"""The golden cases of T2I-CompBench: compares `t2i_compbench.py`, `blip_vqa.py` and `spatial.py` with official code.
 
-`t2i_spatial2d_mean.json` holds nothing but the mean over the cases of t2i_spatial2d_cases.jsonl, which `spatial2d_mean`
-compares when it is given both. `t2i_blip_tiny.json`, whose weights follow a recipe that is in that file alone, has no
-check.
+`t2i_spatial2d_mean.json` holds only the mean over the cases of t2i_spatial2d_cases.jsonl; `spatial2d_mean` compares it.
+`t2i_blip_tiny.json` has no check here, since only that file says how its weights are made.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from lidit.eval.spatial import Detection, position, spatial_score
 from lidit.eval.t2i_compbench import product, questions
 
 Check = Callable[[Any], Iterator[tuple[str, str | None]]]
-UNASKED = 0.123  # the stub's answer to a question that a case lists no probability for
+UNASKED = 0.123  # the stub's answer to a question without a probability in the case
 
 
 def _differs(what: str, found: Any, expected: Any, tolerance: float = 0.0) -> str | None:
-    """A readable difference; numbers may differ by the tolerance."""
+    """A difference as text, or None; numbers may differ by the tolerance."""
     numbers = isinstance(found, (int, float)) and isinstance(expected, (int, float))
     if found == expected or (numbers and math.isclose(found, expected, rel_tol=0, abs_tol=tolerance)):
         return None
@@ -34,12 +33,12 @@ def _first(differences: Sequence[str | None]) -> str | None:
 
 
 def _file_number(image: dict) -> int:
-    """N of `PROMPT_N.png`: the official order of images."""
+    """N of `PROMPT_N.png`, which gives the official order of images."""
     return int(image["file"].rsplit("_", 1)[-1].split(".")[0])
 
 
 def blipvqa(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """Noun chunks and yes-probabilities to questions, answers and the mean."""
+    """Check the questions, answers and mean of noun chunks and yes-probabilities."""
     for case in cases:
         images, expected = sorted(case["images"], key=_file_number), case["expected"]
         asked = [questions(image["noun_chunks"], case["np_num"]) for image in images]
@@ -64,7 +63,7 @@ def blipvqa(cases: Any) -> Iterator[tuple[str, str | None]]:
 
 
 def yesprob(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """Logits of an answer's first token to p(yes)."""
+    """Check p(yes) of the logits of an answer's first token."""
     for case in cases:
         logits = torch.full((1, case["vocab_size"]), float(case["logit_all_others"]))
         if case["one_other"]:
@@ -84,7 +83,7 @@ def yesprob(cases: Any) -> Iterator[tuple[str, str | None]]:
 
 
 def question(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """Clean-up of a question."""
+    """Check how a question is cleaned."""
     for case in cases:
         yield case["id"], _differs("question", cleaned(case["text"]), case["expected"])
 
@@ -100,18 +99,18 @@ def _floats(values: Sequence[float | int]) -> list[float]:
 
 
 def spatial2d(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """Detections to the 2D-spatial score."""
+    """Check the 2D-spatial score of detections."""
     for case in cases:
         yield case["id"], _differs("score", _spatial(case), case["expected"]["score"], 1e-5)
 
 
 def spatial2d_mean(expected: float, cases: Sequence[dict]) -> str | None:
-    """The official mean over all cases of t2i_spatial2d_cases.jsonl against ours; None or the difference."""
+    """Compare the official mean over all cases of t2i_spatial2d_cases.jsonl with ours; None if they agree."""
     return _differs("mean", sum(map(_spatial, cases)) / len(cases), expected, 1e-5)
 
 
 def positions(cases: Any) -> Iterator[tuple[str, str | None]]:
-    """The rule of positions by itself."""
+    """Check the rule of positions alone."""
     for case in cases:
         thresholds = _floats([case["iou_threshold"], case["distance_threshold"]])
         found = position(case["relation"], _floats(case["box1"]), _floats(case["box2"]), *thresholds)

@@ -233,7 +233,7 @@ def test_what_cannot_judge_is_refused(folder: Path, tmp_path: Path) -> None:
         BlipVQA(str(tmp_path / "clip"))
     BlipForConditionalGeneration(config()).save_pretrained(tmp_path / "captions")
     tokenizer().save_pretrained(tmp_path / "captions")
-    with pytest.raises(BenchmarkError, match="is no VQA model"):
+    with pytest.raises(BenchmarkError, match="is not a VQA model"):
         BlipVQA(str(tmp_path / "captions"))
     random_model().save_pretrained(tmp_path / "words")
     tokenizer(yes="yeah").save_pretrained(tmp_path / "words")

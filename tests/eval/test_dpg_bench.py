@@ -473,5 +473,5 @@ def test_judges_that_cannot_be_had(qwen: Path, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"nobody/nothing cannot be loaded as a judge"):
         load_judge("nobody/nothing")
     LlamaConfig().save_pretrained(tmp_path / "llama")
-    with pytest.raises(BenchmarkError, match=r"llama cannot be loaded as a judge .*chat model that sees images"):
+    with pytest.raises(BenchmarkError, match=r"llama cannot be loaded as a judge .*chat model that reads images"):
         load_judge(str(tmp_path / "llama"))

@@ -187,7 +187,7 @@ def test_what_is_run_at_once_changes_nothing(clip: OpenCLIP, clip_folder: Path) 
 def test_a_long_prompt_keeps_its_end_and_is_counted_and_said_once(request: pytest.FixtureRequest, kind: str) -> None:
     encoder = request.getfixturevalue(kind)
     end = {"clip": 49407, "siglip": 1}[kind]
-    with pytest.warns(UserWarning, match=f"cut to {CONTEXT}, its end token kept"):
+    with pytest.warns(UserWarning, match=f"cut to {CONTEXT}, and its end token stays"):
         ids = encoder.tokens([PROMPTS[0], LONG])
     assert ids.shape == (2, CONTEXT)
     assert ids[1, -1] == end
@@ -220,7 +220,7 @@ def test_a_tokenizer_that_drops_the_end_is_put_right(clip_folder: Path, tmp_path
         (type(encoder._tokenizer),),
         {"__call__": lambda self, texts: torch.tensor([inner(t)["input_ids"][:CONTEXT] for t in texts])},
     )
-    with pytest.warns(UserWarning, match="end token kept"):
+    with pytest.warns(UserWarning, match="end token stays"):
         assert encoder.tokens([LONG])[0, -1] == 1
 
 
@@ -251,7 +251,7 @@ def test_a_file_is_preprocessed_as_the_tags_of_its_architecture() -> None:
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [
-        ("ViT-L-14-quickgelu", "opnai", "no tag of ViT-L-14-quickgelu, which are: openai"),
+        ("ViT-L-14-quickgelu", "opnai", "no tag of ViT-L-14-quickgelu; tags are: openai"),
         ("ViT-L-15", "openai", "no architecture ViT-L-15"),
         ("ViT-L-14", "openai", "trained with QuickGELU; name ViT-L-14-quickgelu"),
         ("ViT-L-14-quickgelu", "/nowhere/model.safetensors", "/nowhere/model.safetensors is no file"),
@@ -284,7 +284,7 @@ def test_a_broken_file_is_refused(clip_folder: Path, tmp_path: Path) -> None:
 def test_the_kinds_are_not_mixed_up(clip: OpenCLIP, siglip: OpenCLIP) -> None:
     with pytest.raises(BenchmarkError, match="is a SigLIP; CLIPScore needs a CLIP"):
         CLIPScore(siglip).scores(pictures(), PROMPTS)
-    with pytest.raises(BenchmarkError, match="is no SigLIP; SigLIPScore needs one"):
+    with pytest.raises(BenchmarkError, match="is not a SigLIP; SigLIPScore needs one"):
         SigLIPScore(clip).scores(pictures(), PROMPTS)
     with pytest.raises(BenchmarkError, match="CLIPIQA needs a CLIP"):
         CLIPIQA(siglip).scores(pictures())

@@ -202,5 +202,5 @@ def test_the_figure_is_drawn(run: Path, suffix: str) -> None:
 def test_only_its_scores_are_drawn(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text("{}")
     for path in (tmp_path / "scores.json", tmp_path / "nowhere.json"):
-        with pytest.raises(BenchmarkError, match="is missing or no score of positional-bias"):
+        with pytest.raises(BenchmarkError, match="is missing or holds no such scores"):
             plot([path], tmp_path / "figure.png")

@@ -234,7 +234,9 @@ def test_a_category_is_named_once() -> None:
 
 def test_unparsed_prompts_are_refused_or_left_out_and_named(tmp_path: Path, prompts_dir: Path, stubs: None) -> None:
     run = drawn(tmp_path / "run", prompts_dir)
-    with pytest.raises(BenchmarkError, match=r"1 prompts are of no form .* as 'A bathroom with white tile.'"):
+    with pytest.raises(
+        BenchmarkError, match=r"1 prompts cannot be parsed by .* for example 'A bathroom with white tile.'"
+    ):
         score(run, prompts_dir)
     result = score(run, prompts_dir, allow_unparsed=True)
     half = (0.81 + 0.25) / 2
