@@ -95,7 +95,7 @@ def bundle(checkpoint: str, out: str = OUT, count: int = 100) -> None:
         out: the folder that `text_encoder` has been written into.
         count: prompts per task.
     """
-    config, weights, _ = read(Path(checkpoint), ema=True)
+    config, weights, *_ = read(Path(checkpoint), ema=True)
     settings = config["backbone"]["init_args"]["settings"]
     ours = {name.removeprefix("backbone.unet."): weight for name, weight in weights.items()}
     channels = ours["conv_in.weight"].shape[1]

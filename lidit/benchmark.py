@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from lidit.arguments import parse_functions, take
-from lidit.assets import resolve
 from lidit.callbacks.provenance import commit
+from lidit.checkpoint import fingerprint
 from lidit.eval.suite import BenchmarkError, Picture, Suite
 from lidit.folder import PROVENANCE, SCORES
 from lidit.pictures import parse_size, save_image, tiled
-from lidit.pipeline import BUNDLED, Pipeline
+from lidit.pipeline import BUNDLED, WEIGHTS, Pipeline, is_export, place, size_of
 from lidit.whole import write_text
 
 BENCHMARKS = {  # name: the module, or object in a module, with suite() and score()
@@ -91,7 +91,7 @@ def draw(
     out: str,
     checkpoint: str = BUNDLED,
     seed: int = 42,
-    size: str = "64x64",
+    size: str | None = None,
     steps: int = 25,
     guidance: float = 3.0,
     sampler: Literal["euler", "heun", "ddim"] | None = None,
@@ -106,9 +106,10 @@ def draw(
     Args:
         suite: what to draw.
         out: folder to write.
-        checkpoint: a checkpoint of `lidit fit`, a folder of `lidit export`, or the bundled model.
+        checkpoint: a checkpoint of `lidit fit`, a run's folder (its newest one), a folder of `lidit export`, or the
+            bundled model.
         seed: of a prompt's first sample; the next sample has the next seed.
-        size: WIDTHxHEIGHT of a picture, or of a tile, in pixels.
+        size: WIDTHxHEIGHT of a picture, or of a tile, in pixels; by default that of most training images.
         steps: of the sampler.
         guidance: classifier-free guidance scale; 1 is none.
         sampler: euler or heun for rectified flow, ddim for noise prediction.
@@ -120,14 +121,22 @@ def draw(
         BenchmarkError: the folder holds pictures that were drawn otherwise.
     """
     run, rank, world = Path(out), *_share()
-    settings = {"seed": seed, "size": size, "steps": steps, "guidance": guidance, "sampler": sampler, "ema": ema}
+    width, height = parse_size(size) if size else size_of(checkpoint)
+    settings = {
+        "seed": seed,
+        "size": f"{width}x{height}",
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "ema": ema,
+    }
     _claim(run, suite, _origin(checkpoint) | settings)
     mine = [picture for picture in suite.pictures[rank::world] if not (run / picture.path).is_file()]
     print(f"{run}: {len(mine)} of {len(suite.pictures[rank::world])} pictures to draw", flush=True)
     if not mine:
         return
     pipeline = Pipeline.load(checkpoint, ema, trust or ())
-    arguments = {"size": parse_size(size), "steps": steps, "guidance": guidance, "sampler": sampler}
+    arguments = {"size": (width, height), "steps": steps, "guidance": guidance, "sampler": sampler}
     for batch in _batches(mine, batch_size):
         prompts = [picture.prompt for picture in batch for _ in range(picture.tiles)]
         seeds = [seed + picture.sample + i for picture in batch for i in range(picture.tiles)]
@@ -201,13 +210,9 @@ def _digest(suite: Suite) -> str:
 
 
 def _origin(checkpoint: str) -> dict:
-    """What was drawn with: the name given and the SHA-256 of its weights."""
-    path = Path(resolve(checkpoint))
-    weights = path / "model.safetensors" if path.is_dir() else path
-    if not weights.is_file():
-        raise FileNotFoundError(f"no checkpoint or exported folder at {checkpoint}")
-    with weights.open("rb") as file:
-        return {"checkpoint": checkpoint, "weights": hashlib.file_digest(file, "sha256").hexdigest()}
+    """What was drawn with: the name given, and a hash that tells its weights from others."""
+    path = place(checkpoint)
+    return {"checkpoint": checkpoint, "weights": fingerprint(path / WEIGHTS if is_export(path) else path)}
 
 
 def _benchmark_of(run: Path) -> str:

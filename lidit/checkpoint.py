@@ -5,12 +5,13 @@ Nothing in a checkpoint is executed: files are read as weights and settings, and
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import torch
@@ -137,8 +138,38 @@ def record(path: Path) -> dict[str, Any]:
     return found
 
 
-def read(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor], list[dict]]:
-    """Configuration, weights and the LLMs' identities of a checkpoint; the optimizer's state is not read.
+def fingerprint(path: Path) -> str:
+    """SHA-256 that tells a checkpoint from any other: of a file, its bytes; of a folder, all but its weights' bytes.
+
+    A folder's index, its record (step, loss, settings) and the sizes of its parts differ from save to save; reading
+    hundreds of gigabytes would take longer than drawing.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [f"{part.name} {part.stat().st_size}" for part in sorted(path.iterdir())]
+    small = (path / COMMITTED).read_bytes() + (path / META).read_bytes()
+    return hashlib.sha256("\n".join(parts).encode() + small).hexdigest()
+
+
+class Trained(NamedTuple):
+    """A trained model as it is on disk.
+
+    Args:
+        config: settings of `TextToImage`.
+        weights: trained weights and buffers, by name.
+        llms: `identity` of each LLM it was trained with; empty where it was not recorded.
+        sizes: width and height in pixels of the training images, the most frequent first; empty likewise.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    llms: list[dict]
+    sizes: list[tuple[int, int]]
+
+
+def read(path: Path, ema: bool) -> Trained:
+    """The model of a checkpoint; the optimizer's state is not read.
 
     Args:
         path: a file or a folder.
@@ -155,7 +186,12 @@ def read(path: Path, ema: bool) -> tuple[dict, dict[str, Tensor], list[dict]]:
         trained, average = found["state_dict"], found.get("callbacks", {}).get("EMA", {}).get("average", {})
     if ema and not average:
         raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
-    return config, trained | average if ema else trained, found.get("llms", [])
+    return Trained(config, trained | average if ema else trained, found.get("llms", []), sizes_in(found))
+
+
+def sizes_in(record: dict[str, Any]) -> list[tuple[int, int]]:
+    """The sizes of the training images that a checkpoint or an export records."""
+    return [(int(width), int(height)) for width, height in record.get("sizes", [])]
 
 
 def _read_folder(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

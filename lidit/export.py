@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lidit.checkpoint import check_llms, read
-from lidit.pipeline import CONFIG, WEIGHTS, build
+from lidit.pipeline import CONFIG, WEIGHTS, build, place
 from lidit.whole import replacing
 
 
@@ -26,7 +26,7 @@ def export(
     """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
 
     Args:
-        checkpoint: of `lidit fit`.
+        checkpoint: a checkpoint of `lidit fit`, or a run's folder: its newest one.
         out: folder to write; must not exist.
         ema: the averaged weights instead of the trained ones.
         dtype: precision of the stored weights.
@@ -34,15 +34,12 @@ def export(
     """
     if Path(out).exists():
         raise ValueError(f"{out} exists; choose another folder or remove it first")
-    path = Path(checkpoint)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
-    config, weights, llms = read(path, ema)
+    config, weights, llms, sizes = read(place(checkpoint), ema)
     model = build(config, trust or ())
     check_llms(llms, model.llms, checkpoint)
     model.check_weights(weights, checkpoint)
     trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
-    record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema}
+    record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema, "sizes": sizes}
     with replacing(Path(out)) as folder:
         folder.mkdir()
         (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")

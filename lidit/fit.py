@@ -147,11 +147,11 @@ class RecipeCLI(LightningCLI):
         if given.start_part and not given.start_from:
             raise ValueError(f"--start_part {given.start_part} is a part of what --start_from names; name it")
         if given.start_from and not given.ckpt_path:
-            _, weights, llms = read(given.start_from)
+            found = read(given.start_from)
             if given.start_part:
-                adopt_part(self.model, given.start_part, weights, given.start_from)
+                adopt_part(self.model, given.start_part, found.weights, given.start_from)
             else:
-                adopt(self.model, weights, llms, given.start_from)
+                adopt(self.model, found.weights, found.llms, given.start_from)
 
     before_validate = before_test = before_fit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lidit.assets import resolve
-from lidit.checkpoint import COMMITTED, check_llms, check_shapes
+from lidit.checkpoint import COMMITTED, Trained, check_llms, check_shapes, record, sizes_in
 from lidit.checkpoint import read as read_checkpoint
+from lidit.folder import CHECKPOINTS, checkpoints_in
 from lidit.module import TextToImage
 from lidit.older import updated_model
 from lidit.pixels import to_uint8
@@ -32,14 +34,15 @@ class Pipeline:
 
     Args:
         model: built and loaded, for example by `Pipeline.load`.
+        sizes: width and height in pixels of the images it was trained on, the most frequent first.
     """
 
-    def __init__(self, model: TextToImage):
-        self.model = model.eval()
+    def __init__(self, model: TextToImage, sizes: Sequence[tuple[int, int]] = ()):
+        self.model, self.sizes = model.eval(), sizes
 
     @classmethod
     def load(cls, source: str = BUNDLED, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
-        """A pipeline from `bundled:NAME`, a folder written by `lidit export`, or a checkpoint of `lidit fit`.
+        """A pipeline from `bundled:NAME`, a folder of `lidit export`, a checkpoint, or a run's newest checkpoint.
 
         Args:
             source: where the weights are.
@@ -50,10 +53,19 @@ class Pipeline:
             FileNotFoundError: there is nothing at that place.
             ValueError: what is there is no such folder or checkpoint, or its weights do not fit its architecture.
         """
-        config, weights, llms = read(source, ema)
-        model = build(config, trust)
-        adopt(model, weights, llms, source)
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+        found = read(source, ema)
+        model = build(found.config, trust)
+        adopt(model, found.weights, found.llms, source)
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), found.sizes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of most images it was trained on.
+
+        Raises:
+            ValueError: the checkpoint is of a version that did not record them.
+        """
+        return most_frequent(self.sizes)
 
     @torch.no_grad()
     def latents(
@@ -106,7 +118,7 @@ class Pipeline:
         self,
         prompts: list[str],
         seeds: list[int],
-        size: tuple[int, int] = (64, 64),
+        size: tuple[int, int] | None = None,
         batch_size: int = 32,
         steps: int = 25,
         guidance: float = 3.0,
@@ -117,13 +129,13 @@ class Pipeline:
         Args:
             prompts: one per image.
             seeds: of the noise, one per image.
-            size: width and height in pixels.
+            size: width and height in pixels; by default those of most training images.
             batch_size: images drawn at once.
             steps: of the sampler.
             guidance: classifier-free guidance scale; 1 is none.
             sampler: as for `latents`.
         """
-        images = []
+        images, size = [], size or self.size
         for i in range(0, len(prompts), batch_size):
             noise = self.noise(seeds[i : i + batch_size], *size)
             latent = self.latents(prompts[i : i + batch_size], noise, steps, guidance, sampler)
@@ -189,16 +201,29 @@ def _check_path(path: object, modules: Sequence[str]) -> None:
         )
 
 
-def read(source: str, ema: bool = True) -> tuple[dict, dict[str, Tensor], list[dict]]:
-    """Configuration, weights and the LLMs' identities from any of the places that `Pipeline.load` names."""
+def read(source: str, ema: bool = True) -> Trained:
+    """The model at any of the places that `Pipeline.load` names."""
+    path = place(source)
+    return read_export(path) if is_export(path) else read_checkpoint(path, ema)
+
+
+def place(source: str) -> Path:
+    """Where a model is: what a name of a bundled one, a path, or the folder of a run (its newest checkpoint) means.
+
+    Raises:
+        FileNotFoundError: there is nothing at that place.
+    """
     path = Path(resolve(source))
-    if path.is_dir() and not (path / COMMITTED).exists():
-        return read_export(path)
-    if path.exists():
-        return read_checkpoint(path, ema)
-    raise FileNotFoundError(
-        f"no checkpoint or exported folder at {source}; without --checkpoint the bundled one is used"
-    )
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no checkpoint, exported folder or run at {source}; without --checkpoint the bundled one is used"
+        )
+    return next(iter(checkpoints_in(path / CHECKPOINTS)), path)
+
+
+def is_export(path: Path) -> bool:
+    """Whether a place holds an exported folder, not a checkpoint; a folder without a checkpoint's index is one."""
+    return path.is_dir() and not (path / COMMITTED).exists()
 
 
 def adopt(model: TextToImage, weights: dict[str, Tensor], llms: list[dict], source: str) -> None:
@@ -237,19 +262,59 @@ def adopt_part(model: TextToImage, part: str, weights: dict[str, Tensor], source
     own.load_state_dict(taken)
 
 
-def read_export(folder: Path) -> tuple[dict, dict[str, Tensor], list[dict]]:
-    """Configuration and weights of an exported folder, and the identities of the LLMs it was trained with.
+def size_of(source: str) -> tuple[int, int]:
+    """Width and height in pixels of most images that a model was trained on; no weights are read.
+
+    Raises:
+        FileNotFoundError: there is nothing at that place.
+        ValueError: it is no model, or does not record its sizes.
+    """
+    path = place(source)
+    return most_frequent(sizes_in(read_config(path) if is_export(path) else record(path)))
+
+
+def most_frequent(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The first of the recorded sizes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not sizes:
+        raise ValueError("the checkpoint does not record which sizes it was trained on; say --size WIDTHxHEIGHT")
+    return sizes[0]
+
+
+def read_export(folder: Path) -> Trained:
+    """The model of an exported folder.
 
     Raises:
         ValueError: one of its two files is missing or damaged.
+    """
+    about = read_config(folder)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise _damaged(folder, error) from None
+    return Trained(about["model"], weights, about.get("prompts", []), sizes_in(about))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What an exported folder says of its model.
+
+    Raises:
+        ValueError: one of its two files is missing, or this one is damaged.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no exported model: it has no {name}; `lidit export` writes such folders")
     try:
-        record, weights = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); write it again with `lidit export`") from None
-    if not (isinstance(record, dict) and isinstance(record.get("model"), dict)):
+        about = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise _damaged(folder, error) from None
+    if not (isinstance(about, dict) and isinstance(about.get("model"), dict)):
         raise ValueError(f"{folder / CONFIG} describes no model; write the folder again with `lidit export`")
-    return record["model"], weights, record.get("prompts", [])
+    return about
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    return ValueError(f"{folder} is damaged ({error}); write it again with `lidit export`")

@@ -29,7 +29,7 @@ def sample(
     seed: int = 0,
     steps: int = 25,
     guidance: float = 3.0,
-    size: str = "64x64",
+    size: str | None = None,
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     checkpoint: str = BUNDLED,
     ema: bool = True,
@@ -45,9 +45,10 @@ def sample(
         seed: of the first image's noise; same seed, same picture.
         steps: of the sampler.
         guidance: classifier-free guidance scale; 1 is none.
-        size: WIDTHxHEIGHT in pixels.
+        size: WIDTHxHEIGHT in pixels; by default that of most images the model was trained on.
         sampler: euler or heun for rectified flow, ddim for noise prediction.
-        checkpoint: a checkpoint of `lidit fit`, a folder of `lidit export`, or the bundled model.
+        checkpoint: a checkpoint of `lidit fit`, a run's folder (its newest one), a folder of `lidit export`, or the
+            bundled model.
         ema: take a checkpoint's averaged weights.
         trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
     """
@@ -59,8 +60,9 @@ def sample(
     if Path(out).is_dir():
         raise ValueError(f"--out {out} is a folder; name a file in it, such as {Path(out) / 'out.png'}")
     pairs = [(text, seed + i) for text in texts for i in range(n)]
-    width, height = parse_size(size)
+    asked = parse_size(size) if size else None
     pipeline = Pipeline.load(checkpoint, ema, trust or ())
+    width, height = asked or pipeline.size
     images = pipeline(
         [text for text, _ in pairs],
         [s for _, s in pairs],
@@ -72,7 +74,7 @@ def sample(
     path = Path(out)
     for i, (image, (text, used)) in enumerate(zip(images, pairs, strict=True)):
         target = path if len(images) == 1 else path.with_name(f"{path.stem}-{i:04d}{path.suffix or '.png'}")
-        facts = {"prompt": text, "seed": used, "steps": steps, "guidance": guidance, "size": size}
+        facts = {"prompt": text, "seed": used, "steps": steps, "guidance": guidance, "size": f"{width}x{height}"}
         save_image(image, target, facts | {"sampler": sampler or "default", "checkpoint": checkpoint})
         print(f"{target}: {text}")
 

@@ -55,6 +55,14 @@ class Studio:
         self.longest_side = longest_side
         self.titles = dict(zip(self.pipelines, ends(list(self.pipelines)), strict=True))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height that the page begins with: the first model's, or one that fits where none is recorded."""
+        first = self._all[0]
+        step = first.model.vae.factor * first.model.backbone.patch
+        width, height = first.size if first.sizes else (4 * step, 4 * step)
+        return min(width, self.longest_side), min(height, self.longest_side)
+
     def check(self, prompt: str, width: int, height: int) -> None:
         """Refuse what is not to be drawn.
 
@@ -175,8 +183,8 @@ def page(studio: Studio, queue: int) -> gradio.Blocks:
             steps = gr.Slider(1, MOST_STEPS, 25, step=1, label="Steps")
             guidance = gr.Slider(0, 15, 3, step=0.5, label="Guidance; 1 is none")
             sampler = gr.Dropdown([AUTOMATIC, "euler", "heun", "ddim"], value=AUTOMATIC, label="Sampler")
-            width = gr.Number(64, label="Width, pixels", precision=0, minimum=1)
-            height = gr.Number(64, label="Height, pixels", precision=0, minimum=1)
+            width = gr.Number(studio.size[0], label="Width, pixels", precision=0, minimum=1)
+            height = gr.Number(studio.size[1], label="Height, pixels", precision=0, minimum=1)
         shown = []
         with gr.Row():
             for name in studio.pipelines:

@@ -54,7 +54,8 @@ def test_an_export_in_bfloat16_is_half_as_large_and_draws(
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "said"), [("", "exists; choose another folder"), ("no.ckpt", "no checkpoint at")]
+    ("checkpoint", "said"),
+    [("", "exists; choose another folder"), ("no.ckpt", "no checkpoint, exported folder or run at")],
 )
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
     checkpoint: str, said: str, tiny_checkpoint: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -113,7 +113,7 @@ def damaged(kind: str, tiny_checkpoint: Path, exported: Path, folder: Path) -> P
 
 
 MESSAGES = {
-    "missing": "no checkpoint or exported folder at",
+    "missing": "no checkpoint, exported folder or run at",
     "empty": "is no checkpoint or not a whole one",
     "text": "is no checkpoint or not a whole one",
     "half": "is no checkpoint or not a whole one",

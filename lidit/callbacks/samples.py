@@ -34,7 +34,7 @@ class FixedPrompts(Callback, ABC):
         prompts: prompts to draw.
         every_n_steps: optimizer steps between drawings.
         seed: seed of the first prompt's noise; the next prompt has the next seed.
-        size: WIDTHxHEIGHT of an image in pixels.
+        size: WIDTHxHEIGHT of an image in pixels; by default that of most training images.
         steps: number of steps of the sampler.
         guidance: classifier-free guidance scale; 1 is no guidance.
         sampler: euler or heun for rectified flow, ddim for noise prediction; by default the first that fits.
@@ -49,7 +49,7 @@ class FixedPrompts(Callback, ABC):
         prompts: list[str],
         every_n_steps: int = 500,
         seed: int = 0,
-        size: str = "64x64",
+        size: str | None = None,
         steps: int = 25,
         guidance: float = 3.0,
         sampler: Literal["euler", "heun", "ddim"] | None = None,
@@ -61,12 +61,12 @@ class FixedPrompts(Callback, ABC):
         if not prompts:
             raise ValueError(f"{type(self).__name__} has no prompts; name at least one, or leave the callback out")
         self.prompts, self.every_n_steps = prompts, every_n_steps
-        self.seeds, self.size = [seed + i for i in range(len(prompts))], parse_size(size)
+        self.seeds, self.size = [seed + i for i in range(len(prompts))], parse_size(size) if size else None
         self.settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "batch_size": batch_size}
         self._sharded = False
         self._drawn = -1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
         """Refuse settings that the model cannot draw with, before training instead of at the first drawing.
 
         Raises:
@@ -75,7 +75,9 @@ class FixedPrompts(Callback, ABC):
         self._sharded = any(isinstance(p, DTensor) for p in pl_module.parameters())
         self._sharded |= any(llm.distribute is not None for llm in pl_module.llms)
         training, objective = pl_module.training, pl_module.objective
-        Pipeline(pl_module).noise(self.seeds[:1], *self.size)
+        pipeline = Pipeline(pl_module, trainer.datamodule.sizes if trainer.datamodule else ())
+        self.size = self.size or pipeline.size
+        pipeline.noise(self.seeds[:1], *self.size)
         pl_module.train(training)
         if self.settings["sampler"]:
             sampler_for(self.settings["sampler"], objective.predicts, objective.alpha_sigma)

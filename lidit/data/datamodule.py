@@ -22,6 +22,8 @@ __all__ = ["Batch", "ShardData"]
 
 log = logging.getLogger(__name__)
 
+RECORDED = 16  # sizes that a checkpoint records
+
 
 class ShardData(LightningDataModule):
     """Training and validation batches from tar shards written by `lidit prep shard`.
@@ -89,6 +91,7 @@ class ShardData(LightningDataModule):
         self.train_samples: Samples | None = None
         self.val_samples: Samples | None = None
         self.test_samples: Samples | None = None
+        self.sizes: list[tuple[int, int]] = []  # (width, height) of the training images, the most frequent first
         self._resumed: dict | None = None
         self._tally = Tally(max_skipped)
 
@@ -141,6 +144,8 @@ class ShardData(LightningDataModule):
         )
         self._check_resumed()
         self._check_trainer(order.steps_per_epoch)
+        by_count = sorted(order.counts.items(), key=lambda item: -item[1])
+        self.sizes = [(width, height) for (height, width), _ in by_count[:RECORDED]]
         report(order, index, self._position())
         return self._loader(self.train_samples, Plans(order, *self._rank(), self._position))
 
