@@ -75,6 +75,7 @@ def llm(name: str, scale: str, instruction: bool) -> dict[str, Any]:
     return settings
 
 
+# UNSTATED: whether Table 2's first row, an LLM in T5's place, reads the last block; our rows read the third to last.
 def row(*llms: str, instruction: bool = False, refiner: int = 0, fusion: str = "concat", **encoder: Any) -> dict:
     """A row of a table: the settings of its LLMs and of the prompt encoder, at each scale that has all these LLMs.
 

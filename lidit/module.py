@@ -51,8 +51,8 @@ class TextToImage(LightningModule):
         backbone: from noisy latent, time and text to a prediction; made from the latent's channels.
         objective: what is predicted and how it is trained.
         learning_rate: peak learning rate.
-        weight_decay: of matrices; vectors do not decay.
-        betas: AdamW's betas.
+        weight_decay: weight decay of matrices; vectors have none. UNSTATED: the paper does not say which weights decay.
+        betas: AdamW's betas. UNSTATED: the paper gives none.
         optimizer: adamw, as in the paper, or muon for hidden matrices; see `lidit/optimizers.py`.
         trained: parts of the names of the weights that are trained, such as prompt_encoder; none: all.
         warmup_steps: steps over which the learning rate rises linearly.
@@ -71,7 +71,7 @@ class TextToImage(LightningModule):
         objective: Objective,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.99),  # UNSTATED: AdamW's betas
+        betas: tuple[float, float] = (0.9, 0.99),
         warmup_steps: int = 1000,
         cosine: bool = False,
         optimizer: Literal["adamw", "muon"] = "adamw",

@@ -73,6 +73,7 @@ class RectifiedFlow:
         shift: float | Literal["resolution"] = "resolution",
         base_size: int = 32,
     ):
+        # UNSTATED: the paper names no distribution of times; this is Stable Diffusion 3's, and so is the shift.
         _one_of("t_distribution", t_distribution, ("logit_normal", "uniform"))
         if isinstance(shift, str):
             _one_of("shift, when it is not a number,", shift, ("resolution",))

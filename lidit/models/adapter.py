@@ -40,7 +40,7 @@ class AdaptedAttention(nn.Module):
     def __init__(self, query_width: int, inner: int, text: int, second: bool):
         super().__init__()
         self.text = text
-        # UNSTATED: all gains' beginnings; these begin at the U-Net as it was, reading phi(c)
+        # UNSTATED: the gains' initial values; with these the U-Net starts as it was, reading phi(c).
         self.a1, self.b1 = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
         self.second = second
         if second:

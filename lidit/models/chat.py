@@ -82,7 +82,7 @@ class Prompts:
         # the rendered text holds the template's own beginning-of-text token: the tokenizer must not add a second
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        # UNSTATED: which span is kept; the caption and the token that closes the turn: an empty caption leaves one
+        # UNSTATED: which tokens become text; the caption's and the one that closes the turn: an empty one leaves one.
         close = next(i for i, (first, _) in enumerate(offsets) if first >= end)
         start = next(i for i, (_, last) in enumerate(offsets) if last > end - len(caption) or i == close)
         kept = min(close, start + self.max_tokens)
@@ -134,7 +134,7 @@ class Prompts:
         return self._chat(content, *self._chat_template)
 
     def _chat(self, content: str, template: str, parts: bool) -> str:
-        # UNSTATED: the system prompt; the template's own unless one is given
+        # UNSTATED: the paper does not give its system prompt; we take the template's own unless one is given.
         said = [("system", self.system)] if self.system is not None else []
         turns: list[dict[str, Any]] = [
             {"role": role, "content": [{"type": "text", "text": text}] if parts else text}

@@ -16,7 +16,7 @@ from lidit.models.layers import Attention, Mlp, TimestepEmbedding, layer_norm, m
 class ConvPosition(nn.Module):
     """The convolutional ResBlock after patchify; zero padding at the borders is its only source of position.
 
-    # UNSTATED: GroupNorm, SiLU and two 3x3 convolutions, the usual ResBlock of diffusion models.
+    UNSTATED: we take GroupNorm, SiLU and two 3x3 convolutions, the usual ResBlock of diffusion models.
     """
 
     def __init__(self, width: int):
@@ -98,7 +98,8 @@ class LIDiT(nn.Module):
         self.patchify = nn.Conv2d(channels, width, patch, stride=patch)
         self.position = ConvPosition(width)
         self.time = TimestepEmbedding(width)
-        self.text_norm = nn.RMSNorm(width, eps=1e-6)  # UNSTATED: a norm over the text's tokens before all blocks
+        # UNSTATED: the paper names no norm on the text that the blocks read; we take an RMSNorm, as SANA does.
+        self.text_norm = nn.RMSNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(LIDiTBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_norm = layer_norm(width)
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
@@ -106,7 +107,10 @@ class LIDiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier weights, and zero where DiT has zero: every modulation and the output."""
+        """Xavier weights, and zero where DiT has zero: every modulation and the output.
+
+        UNSTATED: the paper starts the refiners' gates at zero; the rest of the initialisation is DiT's.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

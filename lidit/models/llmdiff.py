@@ -34,7 +34,7 @@ class BlockwiseLLM(FrozenLLM):
         name: as of FrozenLLM.
         empty: how a token without its context is read. same: block t run on the same input, seeing itself alone;
             isolated: the token run alone through all blocks; none: not at all, what the block adds is the score.
-            UNSTATED: which of the first two.
+            UNSTATED: whether the paper takes same or isolated.
         sums: give only the embedding and the sum of the parts, (b l 2 e): enough where g is constant.
         settings: other arguments of FrozenLLM, but layer and levels.
 
@@ -129,7 +129,7 @@ class LLMDiffEncoder(nn.Module):
         width: of the denoiser's text.
         levels: k, 1 + the LLM's blocks; 2 for its sums; 1 for features of a plain FrozenLLM, the last hidden state
             alone.
-        start: c^T is the embedding, or zero. UNSTATED: the paper's.
+        start: c^T is the embedding, or zero. UNSTATED: the paper does not say which.
         noise: in training, add the chain's noise.
         project: map c to the denoiser's width, as LIDiT needs it; without, c itself (b l e) is the text, for adapters.
         normalise: the end of the chain; without it, levels=1 and project=False, the text is what the frozen model gave.
@@ -157,10 +157,10 @@ class LLMDiffEncoder(nn.Module):
             )
         features = llm_widths[0] // levels
         self.levels, self.start, self.noise = levels, start, noise
-        # UNSTATED: g and h are one number a block; g starts at 1, and softplus of h's starts near 0.
+        # UNSTATED: the form of g and h; here one number a block each, g starting at 1 and softplus(h) near 0.
         self.g = nn.Parameter(torch.ones(levels - 1)) if levels > 1 else None
         self.h = nn.Parameter(torch.full((levels - 1,), -8.0)) if levels > 1 and noise else None
-        # UNSTATED: a norm; residual streams grow with depth, a thousandfold in some LLMs.
+        # UNSTATED: the paper names no norm; residual streams grow with depth, a thousandfold in some LLMs.
         self.norm = nn.RMSNorm(features, eps=1e-6) if normalise else nn.Identity()
         self.project = nn.Linear(features, width) if project else None
         self.pool = nn.Linear(features, width) if project else None

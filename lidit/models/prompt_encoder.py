@@ -33,7 +33,7 @@ def truncate(
 class FeatureNorm(nn.Module):
     """RMSNorm of one LLM's features without weights, and on request whitening by statistics of the first batches.
 
-    # UNSTATED: the paper names no norm. Residual streams are large, so one is needed. In the miniature LLMs tokens
+    UNSTATED: the paper names no norm. Residual streams are large, so one is needed. In the miniature LLMs tokens
     # differ by their class far more than by what they say, which whitening makes learnable in minutes.
 
     Args:
@@ -121,8 +121,8 @@ class PromptEncoder(nn.Module):
         self.pool = nn.ModuleList(nn.Linear(e, width) for e in llm_widths)
         collaborative = len(llm_widths) > 1 if fusion is None else fusion == "collaborative"
         timed = (gating and refiner_depth > 0) or (collaborative and fusion_depth > 0)
-        # UNSTATED: the gates' time embedding; the encoder has one of its own. An unused one would get no gradient.
-        self.time = TimestepEmbedding(width) if timed else None
+        # UNSTATED: whether refiners and backbone share the time embedding; the prompt encoder has one of its own.
+        self.time = TimestepEmbedding(width) if timed else None  # an unused embedding would get no gradient
         self.refiners = nn.ModuleList(
             LinguisticTokenRefiner(width, heads, refiner_depth, full_attention, gating, mlp_ratio) for _ in llm_widths
         )
@@ -158,7 +158,7 @@ class PromptEncoder(nn.Module):
         branches = [refiner(x, mask, condition) for refiner, x, mask, condition in inputs]
         branches = self.fusion(branches, masks, conditions)
         cut = [truncate(x, caption) for x, caption in zip(branches, captions, strict=True)]
-        # UNSTATED: how the pooled vectors of several LLMs meet; they are summed.
+        # UNSTATED: how the pooled vectors of several LLMs become one; we sum them.
         return Text(torch.cat([x for x, _ in cut], 1), torch.cat([m for _, m in cut], 1), torch.stack(pooled).sum(0))
 
     def read(self, i: int, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -181,7 +181,7 @@ class PromptEncoder(nn.Module):
 def initialise(encoder: nn.Module) -> None:
     """Xavier weights, and zero for gates and modulations, so that refiners begin as the identity.
 
-    # UNSTATED: the initialisation; Xavier is DiT's.
+    UNSTATED: the paper starts the gates at zero; other weights are Xavier's, as in the backbone.
     """
     encoder.apply(_xavier)
     for name, module in encoder.named_modules():

@@ -23,8 +23,9 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
 class RefinerBlock(nn.Module):
     """Self-attention, then MLP; each residual is multiplied by a gate made from text and time, zero at initialisation.
 
-    # UNSTATED: pre-LayerNorm with affine parameters and a GELU MLP; the figure shows neither.
-    # UNSTATED: QK-norm in the refiners' attention; the paper names it for the diffusion transformer alone.
+    UNSTATED: we take pre-LayerNorm with affine parameters and a GELU MLP; the figure shows neither.
+
+    UNSTATED: the paper names QK-norm for the diffusion transformer; the refiners have it, too.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, gating: bool):
@@ -88,8 +89,9 @@ class LinguisticTokenRefiner(nn.Module):
 class CollaborativeBlock(nn.Module):
     """One branch's step: cross-attention to the other branches, then MLP, each with shift, scale and gate.
 
-    # UNSTATED: the three vectors come from one zero-initialised layer, so the block starts as the identity.
-    # UNSTATED: a LayerNorm on the tokens of the other branches, and QK-norm; the figure shows neither.
+    UNSTATED: the three vectors come from one zero-initialised layer, so the block starts as the identity.
+
+    UNSTATED: the paper names no norm on the other branches' tokens; they pass a LayerNorm before they are read.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):

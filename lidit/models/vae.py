@@ -112,6 +112,7 @@ class FrozenVAE:
                 f"choose a width and a height divisible by {self.factor}"
             )
         model = self._ready()
+        # UNSTATED: whether latents are samples of the VAE's posterior or its mode; the mode, so a latent can be cached.
         with torch.autocast(image.device.type, enabled=False):
             latent = model.encode(image.to(model.device, model.dtype)).latent_dist.mode()
         return (latent - self._shift) * self.config["scaling_factor"]
