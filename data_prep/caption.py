@@ -25,9 +25,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from data_prep.processes import begin, own_device, share
+from data_prep.processes import begin, own_device
 from data_prep.shard import finished
 from lidit.data.index import MANIFEST, ShardIndex, index_path, scan
+from lidit.jobs.ranks import share
 from lidit.models.llm import quiet
 from lidit.models.source import describe, find_file, load_name
 from lidit.whole import replacing

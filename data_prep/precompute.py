@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from data_prep.processes import begin, own_device, share
+from data_prep.processes import begin, own_device
 from lidit.data.cache import IDENTITY, KINDS, shard_file
 from lidit.data.index import ShardIndex
 from lidit.data.remote import Copies
+from lidit.jobs.ranks import share
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.pixels import to_tensor

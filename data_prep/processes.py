@@ -1,4 +1,4 @@
-"""Lets several processes fill one folder: which part each does, and how it writes without waiting for another.
+"""Lets several processes fill one folder: how it is begun without waiting for another, and who takes which GPU.
 
 There is no process group, so no collective can time out while one process computes for an hour, and any number of
 processes may start, stop and continue at different times.
@@ -7,50 +7,20 @@ processes may start, stop and continue at different times.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from lidit.data.index import differences
+from lidit.jobs.ranks import on_node
 from lidit.whole import is_partial, write_first
-
-
-def share(rank: int | None = None, world: int | None = None) -> tuple[int, int]:
-    """This process's number and the number of processes: as given, or torchrun's, or srun's, or else 0 and 1.
-
-    Args:
-        rank: this process's number, from 0.
-        world: number of processes that share the work.
-
-    Raises:
-        ValueError: only one of the two is given, or rank is not below world.
-    """
-    if (rank is None) != (world is None):
-        raise ValueError(f"rank is {rank} and world is {world}; give both, or neither under torchrun or srun")
-    if rank is None or world is None:
-        rank, world = _launched()
-    if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank} and world is {world}; rank counts from 0 to world - 1")
-    return rank, world
-
-
-def _launched() -> tuple[int, int]:
-    """The launcher's numbers. A Slurm job's script sees its number of tasks, but runs alone until it calls srun."""
-    in_script = "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
-    for names in (("RANK", "WORLD_SIZE"), () if in_script else ("SLURM_PROCID", "SLURM_NTASKS")):
-        values = [os.environ.get(name, "") for name in names]
-        if values and all(values):
-            return int(values[0]), int(values[1])
-    return 0, 1
 
 
 def own_device(device: str) -> str:
     """This process's own GPU for `cuda` if a node runs several processes; any other device as it is."""
-    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    if device != "cuda" or not local:
+    if device != "cuda" or (number := on_node()) is None:
         return device
     from torch.cuda import device_count
 
-    return f"cuda:{int(local) % max(1, device_count())}"  # Slurm may show each task only one GPU
+    return f"cuda:{number % max(1, device_count())}"  # Slurm may show each task one GPU alone
 
 
 def begin(folder: Path, name: str, made: dict, more: dict, fix: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module
@@ -25,6 +24,7 @@ from lidit.callbacks.provenance import commit
 from lidit.checkpoint import fingerprint
 from lidit.eval.suite import BenchmarkError, Picture, Suite
 from lidit.folder import PROVENANCE, SCORES
+from lidit.jobs.ranks import share
 from lidit.pictures import parse_size, save_image, tiled
 from lidit.pipeline import BUNDLED, WEIGHTS, Pipeline, is_export, place, size_of
 from lidit.whole import write_text
@@ -120,7 +120,7 @@ def draw(
     Raises:
         BenchmarkError: the folder holds pictures that were drawn otherwise.
     """
-    run, rank, world = Path(out), *_share()
+    run, rank, world = Path(out), *share()
     width, height = parse_size(size) if size else size_of(checkpoint)
     settings = {
         "seed": seed,
@@ -174,15 +174,6 @@ def _batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
     """Pictures in groups of about `size` images, tiles counted."""
     count = max(1, size // pictures[0].tiles)
     return (pictures[i : i + count] for i in range(0, len(pictures), count))
-
-
-def _share() -> tuple[int, int]:
-    """This process's number and how many share the work, as torchrun or srun say."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if "SLURM_STEP_ID" in os.environ:  # without srun a batch script has the numbers of tasks that are not there
-        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    return 0, 1
 
 
 def _claim(run: Path, suite: Suite, settings: dict) -> None:

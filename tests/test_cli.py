@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import lidit
-from lidit import cli
 from lidit.arguments import brief
-from lidit.cli import VERBS, main
+from lidit.cli import main
+from lidit.verbs import RECIPES, VERBS
 
 PAINT = '''
 """A module with a verb."""
@@ -283,4 +283,4 @@ def test_a_message_of_another_form_is_kept_in_one_line() -> None:
 def test_the_verbs_of_recipes_are_those_of_the_table() -> None:
     from lidit.fit import RecipeCLI
 
-    assert set(cli.RECIPES) == set(RecipeCLI.subcommands())
+    assert set(RECIPES) == set(RecipeCLI.subcommands())

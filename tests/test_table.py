@@ -21,13 +21,14 @@ from lightning.pytorch.cli import LightningCLI
 from experiments import picture_scores, scene_questions, setting, text_gain
 from lidit import table as verb
 from lidit.arguments import call
-from lidit.cli import VERBS, main
+from lidit.cli import main
 from lidit.data.datamodule import ShardData
 from lidit.fit import RecipeCLI
 from lidit.models.t5 import FrozenT5
 from lidit.module import TextToImage
 from lidit.table_file import SCALES, Row, Table, at_scale, read_table, tables_in
 from lidit.table_report import compare, kendall, spread
+from lidit.verbs import VERBS
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = tables_in(EXPERIMENTS)

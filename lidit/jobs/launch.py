@@ -16,26 +16,26 @@ from lidit.arguments import parse_functions
 from lidit.folder import JOBS, LOGS
 from lidit.jobs import local, script, slurm
 from lidit.jobs.runs import WAITING, last_job
-from lidit.jobs.script import Check, Job, Ranks, Task
+from lidit.jobs.script import Job, Ranks, Task
 
 SEVERAL = ("env", "module", "setup", "sbatch")  # options that may be given more than once
 
 
-def with_slurm(argv: list[str], check: Check) -> None:
+def with_slurm(argv: list[str]) -> None:
     """`lidit launch slurm [options] -- VERB ...`: write a job's script and submit it."""
-    _launch(submit, "lidit launch slurm", argv, check)
+    _launch(submit, "lidit launch slurm", argv)
 
 
-def with_torchrun(argv: list[str], check: Check) -> None:
+def with_torchrun(argv: list[str]) -> None:
     """`lidit launch local [options] -- VERB ...`: run on this machine, or say what to run on each of several."""
-    _launch(run_here, "lidit launch local", argv, check)
+    _launch(run_here, "lidit launch local", argv)
 
 
-def _launch(function: Callable, prog: str, argv: list[str], check: Check) -> None:
+def _launch(function: Callable, prog: str, argv: list[str]) -> None:
     """Give what stands before `--` to a function as its arguments, and what stands after it as the command."""
     at = argv.index("--") if "--" in argv else len(argv)
-    (values,) = parse_functions([function], prog, _plain(argv[:at]), without={"command", "check"})
-    function(**values, command=argv[at + 1 :], check=check)
+    (values,) = parse_functions([function], prog, _plain(argv[:at]), without={"command"})
+    function(**values, command=argv[at + 1 :])
 
 
 def _plain(options: list[str]) -> list[str]:
@@ -70,7 +70,6 @@ def submit(
     dry_run: bool = False,
     *,
     command: list[str],
-    check: Check,
 ) -> None:
     """Submit what follows `--` (`lidit launch slurm --nodes 2 -- fit --config FILE`) as a job of Slurm.
 
@@ -96,10 +95,9 @@ def submit(
         save_seconds: how long before the limit the run is told to save, at least a step and writing a checkpoint.
         dry_run: print the script and do nothing.
         command: what is run.
-        check: raises an error if there is no such command.
     """
     ranks = Ranks(nodes, gpus_per_node, tasks_per_node)
-    tasks, base, numbers = planned(name, ranks, rows, array, command, check)
+    tasks, base, numbers = planned(name, ranks, rows, array, command)
     wanted = {
         "job-name": base.name,
         "nodes": nodes,
@@ -126,7 +124,7 @@ def _python(container: str | None) -> str:
 
 
 def planned(
-    name: str | None, ranks: Ranks, rows: str | None, array: str | None, command: list[str], check: Check
+    name: str | None, ranks: Ranks, rows: str | None, array: str | None, command: list[str]
 ) -> tuple[list[Task], Path, str | None]:
     """What each task does, the folder of the script, and the numbers of an array's tasks.
 
@@ -139,14 +137,14 @@ def planned(
     if rows:
         commands = script.read_rows(Path(rows))
         base = Path("runs") / (name or Path(rows).stem)
-        tasks = [script.complete(c, base / str(i), ranks, check) for i, c in enumerate(commands)]
+        tasks = [script.complete(c, base / str(i), ranks) for i, c in enumerate(commands)]
         return script.apart(tasks), base, f"0-{len(tasks) - 1}"
     base = Path("runs") / (name or script.name_of(command))
     if array:
-        each = script.complete(command, base / script.TASK, ranks, check)
+        each = script.complete(command, base / script.TASK, ranks)
         script.apart([each] * len(script.expand(array)))
         return [each], base, array
-    task = script.complete(command, base, ranks, check)
+    task = script.complete(command, base, ranks)
     return [task], Path(task.run), None
 
 
@@ -208,7 +206,6 @@ def run_here(
     dry_run: bool = False,
     *,
     command: list[str],
-    check: Check,
 ) -> None:
     """Run what follows `--` on this machine's GPUs or CPUs with torchrun; of several nodes, print the line for each.
 
@@ -222,10 +219,9 @@ def run_here(
         env: NAME=VALUE; may be given several times.
         dry_run: print the line and do nothing.
         command: what is run.
-        check: raises an error if there is no such command.
     """
     ranks = Ranks(nodes, gpus_per_node, tasks_per_node)
-    task = script.complete(command, Path("runs") / (name or script.name_of(command)), ranks, check)
+    task = script.complete(command, Path("runs") / (name or script.name_of(command)), ranks)
     given = dict(each.split("=", 1) for each in script.checked(env or []))
     line = local.line(ranks.each, nodes, host, port, Path(task.run).name, list(task.words))
     if dry_run or nodes > 1:

@@ -6,21 +6,19 @@ import re
 import shlex
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lidit.arguments import take
 from lidit.folder import LOGS, STATE, state_name
 from lidit.jobs.state import UNQUEUED
+from lidit.verbs import RECIPES, find, unknown
 
 TEMPLATE = Path(__file__).with_name("slurm_job.sh")
-TRAINED = ("fit", "validate", "test")  # of Lightning: they are told how many ranks there are
 TASK = "{task}"  # in a command: the number of an array's task
 NUMBERS = r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?"
 PAIR = r"[A-Za-z_][A-Za-z0-9_]*=.*"
-
-Check = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,13 @@ class Task:
     words: tuple[str, ...]
 
 
-def complete(command: list[str], folder: Path, ranks: Ranks, check: Check) -> Task:
+def complete(command: list[str], folder: Path, ranks: Ranks) -> Task:
     """A command with what it needs to run on these ranks and to go on after a requeue; what is added is said.
 
     Args:
         command: verb and arguments.
         folder: of the run, if the command names none.
         ranks: where it runs.
-        check: raises an error if there is no such verb.
 
     Raises:
         ArgumentError: there is no command, or no such verb.
@@ -80,13 +77,14 @@ def complete(command: list[str], folder: Path, ranks: Ranks, check: Check) -> Ta
     """
     if not command:
         raise ArgumentError(None, "nothing to launch: put a command after --, such as -- fit --config FILE")
-    check(command)
+    if find(command) is None:
+        raise unknown(command)
     for file in _values(command, "--config"):
         if not Path(file).is_file():
             raise ValueError(f"there is no recipe {file}; a job would find out only after it has waited")
     added: list[str] = []
     run = str(folder)
-    if command[0] in TRAINED:
+    if command[0] in RECIPES:
         given = {name: value for name, value in ranks.arguments().items() if not _has(command, f"--trainer.{name}")}
         added += [word for name, value in given.items() for word in (f"--trainer.{name}", value)]
     if command[0] == "fit":

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from lidit.jobs.ranks import is_task
+
 PATIENCE = 60  # seconds
 
 
@@ -32,7 +34,7 @@ def call(*command: str) -> str:
 
 def job_id() -> str | None:
     """The job this process is a task of, as Slurm wants it named; a task of an array is JOB_TASK, JOB would be all."""
-    if "SLURM_STEP_ID" not in os.environ:  # in a batch script without srun nobody is rank 0
+    if not is_task():  # in a job's script nobody is rank 0
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

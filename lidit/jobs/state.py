@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from lidit.folder import STATE, state_name
+from lidit.jobs.ranks import is_task
 from lidit.whole import write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
@@ -87,6 +88,6 @@ def _parse(path: Path) -> State:
 
 def start_name() -> str:
     """What tells one start of a run from the next, and is the same on all its ranks."""
-    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT") if "SLURM_STEP_ID" in os.environ else ()
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT") if is_task() else ()
     names = names or ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
     return "-".join(os.environ[name] for name in names if name in os.environ) or f"pid-{os.getpid()}"

@@ -10,49 +10,15 @@ from threading import Barrier
 
 import pytest
 
-from data_prep.processes import begin, own_device, share
+from data_prep.processes import begin, own_device
 from lidit.whole import replacing
-
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID")
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
-
-
-@pytest.fixture(autouse=True)
-def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*NAMES, "SLURM_LOCALID"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, (0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
-        (SLURM | {"SLURM_STEP_ID": "0"}, (2, 8)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}, (2, 8)),
-        (SLURM | {"SLURM_PROCID": "0"}, (0, 1)),  # the job's script itself: it runs once, whatever it may start later
-        (SLURM | {"SLURM_STEP_ID": "0", "RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),  # torchrun within srun
-        ({"RANK": "3"}, (0, 1)),
-    ],
-)
-def test_the_launcher_says_which_part_is_ours(
-    environment: dict, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert share() == expected
-    assert share(1, 2) == (1, 2)
-
-
-@pytest.mark.parametrize(("rank", "world"), [(0, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
-def test_a_rank_and_world_that_do_not_fit_are_refused(rank: int | None, world: int | None) -> None:
-    with pytest.raises(ValueError, match="rank is .* and world is"):
-        share(rank, world)
 
 
 def test_each_process_of_a_node_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert own_device("cuda") == "cuda"
     monkeypatch.setenv("SLURM_LOCALID", "3")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     assert (own_device("cuda"), own_device("cpu"), own_device("cuda:1")) == ("cuda:3", "cpu", "cuda:1")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # Slurm shows each task its own one
