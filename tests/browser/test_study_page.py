@@ -23,7 +23,7 @@ PROMPTS = ["a red circle to the left of a blue square", "a hare", "word " * 120]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
 PATIENCE = 60_000  # milliseconds
 playwright.expect.set_options(timeout=PATIENCE)
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -89,7 +89,14 @@ def said(store: Store) -> list[tuple[str, str]]:
     return [(vote.quality, vote.alignment) for vote in store.votes()]
 
 
-@pytest.mark.parametrize("options", [{}, {"java_script_enabled": False}, {"size": PHONE, "has_touch": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.one_of_each),
+        {"java_script_enabled": False},
+        {"size": PHONE, "has_touch": True},
+    ],
+)
 def test_a_person_opens_the_study_and_votes_to_the_end(opened: Callable, study: tuple, options: dict) -> None:
     page = opened(**options)
     agree(page)

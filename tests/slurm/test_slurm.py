@@ -60,6 +60,7 @@ def rank0(run: Path) -> State | None:
     return ranks[0] if ranks else None
 
 
+@pytest.mark.one_of_each
 def test_a_preempted_job_goes_on_and_ends_with_the_loss_of_one_that_was_not(
     slurm, lidit, launch, until, recipe, pace, tmp_path: Path
 ) -> None:
