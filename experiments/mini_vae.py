@@ -80,7 +80,7 @@ def train(
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    start = time.time()
+    began = time.time()
     for step in range(steps):
         pool = sets[0 if step % 2 == 0 else 1 + step // 2 % 2]
         pixels = signed(pool[torch.randint(len(pool), (batch_size,))])
@@ -92,7 +92,7 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step} loss {loss.item():.4f} psnr {psnr(error):.1f} {time.time() - start:.0f}s", flush=True)
+            print(f"step {step} loss {loss.item():.4f} psnr {psnr(error):.1f} {time.time() - began:.0f}s", flush=True)
     if not start:
         normalise(vae, signed(sets[0][:512]))
     vae.half().save_pretrained(out)
