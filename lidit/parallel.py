@@ -6,7 +6,7 @@ so that a checkpoint fits any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,11 +100,24 @@ def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) ->
             torch.distributed.broadcast(buffer, 0)
 
 
-def block_gradient_sync(module: nn.Module, blocked: bool) -> None:
-    """While gradients are accumulated, keep them whole on each rank instead of summing them over ranks."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_requires_gradient_sync(not blocked, recurse=False)
+def hold_back_all_reduce(module: nn.Module, held: bool) -> None:
+    """While gradients are accumulated, let each copy of the model keep its own sums, as shares.
+
+    Every pass scatters its gradients over the ranks of a copy, so that no rank holds a whole gradient. Only the
+    exchange between copies waits for the last pass.
+    """
+    for part in _sharded(module):
+        part.set_requires_all_reduce(not held, recurse=False)
+
+
+def reshard(module: nn.Module) -> None:
+    """Give back what was gathered for a forward pass that did not end, so that every weight is this rank's share."""
+    for part in _sharded(module):
+        part.reshard()
+
+
+def _sharded(module: nn.Module) -> Iterator[FSDPModule]:
+    return (part for part in module.modules() if isinstance(part, FSDPModule))
 
 
 def agree_on_statistics(module: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The strategy `sharded`: FSDP2 through Lightning, for models that no single device holds.
 
 It adds to Lightning's `ModelParallelStrategy` what that leaves open: the mesh (also replicated over nodes and sharded
-within), the weights one process would have begun with, gradients that are accumulated without communication, and
+within), the weights one process would have begun with, gradients that are accumulated as shares, and
 averaged weights in its checkpoints. `chosen_strategy` says when it is taken without being asked for.
 """
 
@@ -31,7 +31,7 @@ from lidit.callbacks.samples import FixedPrompts
 from lidit.checkpoint import META, record
 from lidit.data.cache import has_features
 from lidit.module import TextToImage
-from lidit.parallel import block_gradient_sync, choose, shard, spread, units
+from lidit.parallel import choose, hold_back_all_reduce, shard, spread, units
 
 NAME = "sharded"
 COMPUTE = {"bf16-mixed": torch.bfloat16}  # of a precision; float32 otherwise
@@ -81,12 +81,12 @@ class Sharded(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Accumulate gradients without communication; Lightning does this for DDP alone."""
-        block_gradient_sync(self.model, True)
+        """Accumulate gradients without exchange between copies; Lightning holds back what DDP exchanges alone."""
+        hold_back_all_reduce(self.model, True)
         try:
             yield
         finally:
-            block_gradient_sync(self.model, False)
+            hold_back_all_reduce(self.model, False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a folder to which each rank gives its shares.

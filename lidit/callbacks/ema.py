@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lidit.parallel import reshard
+
 
 class EMA(Callback):
     """Average the weights, `ema = d ema + (1 - d) weights`, once per optimizer step, before a checkpoint is written.
@@ -95,7 +97,7 @@ class EMA(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the trained weights back when validation is interrupted."""
         if self._swapped:
-            self._swap(pl_module)
+            self._swap_back(pl_module)
 
     @contextmanager
     def swapped(self, pl_module: LightningModule) -> Iterator[None]:
@@ -107,7 +109,12 @@ class EMA(Callback):
         try:
             yield
         finally:
-            self._swap(pl_module)
+            self._swap_back(pl_module)
+
+    def _swap_back(self, pl_module: LightningModule) -> None:
+        """Swap again, also after a forward pass that failed half-way: its weights may still be gathered."""
+        reshard(pl_module)
+        self._swap(pl_module)
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:

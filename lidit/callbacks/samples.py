@@ -94,12 +94,13 @@ class FixedPrompts(Callback, ABC):
     def draw(
         self, trainer: Trainer, pl_module: TextToImage, which: Sequence[int] | None = None
     ) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """One image for each prompt, or for `which` prompts, as `lidit sample` draws from a checkpoint saved now."""
+        """One image for each prompt, or for `which` prompts, in the trainer's precision."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         which = range(len(self.prompts)) if which is None else which
         training = pl_module.training
         try:
-            with ema.swapped(pl_module) if ema else nullcontext():
+            averaged = ema.swapped(pl_module) if ema else nullcontext()
+            with averaged, trainer.precision_plugin.forward_context():  # as the weights were trained
                 prompts, seeds = [self.prompts[i] for i in which], [self.seeds[i] for i in which]
                 return Pipeline(pl_module)(prompts, seeds, self.size, **self.settings)
         finally:

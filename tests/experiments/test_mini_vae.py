@@ -1,4 +1,4 @@
-"""Training the miniature VAE: its latents are scaled when it is new, and stay the same when its decoder is trained on."""
+"""Training the miniature VAE: new latents are scaled, and training its decoder on leaves them as they are."""
 
 from __future__ import annotations
 

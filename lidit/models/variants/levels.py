@@ -88,6 +88,10 @@ class PerBlock(nn.ModuleList):
 class Unrefined(nn.Module):
     """In a refiner's place: the tokens as they are, of any width."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+
     def forward(
         self, x: Float[Tensor, "b l _"], mask: Bool[Tensor, "b l"], condition: Float[Tensor, "b _"]
     ) -> Float[Tensor, "b l _"]:
