@@ -13,8 +13,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.cards import versions, write_card
 from lidit.checkpoint import record
@@ -102,7 +102,8 @@ def show(picture: str = "docs/samples.png", seed: int = 0) -> None:
     """
     questions = benchmarks.prompts(HEADLINE, 6, seed)
     drawn = Pipeline.load()([q.text for q in questions], [seed + i for i in range(len(questions))])
-    figure, axes = plt.subplots(4, 6, figsize=(14, 10.5))
+    figure = Figure(figsize=(14, 10.5))
+    axes = figure.subplots(4, 6)
     for axis, question, image in zip(axes.flat, questions, drawn, strict=True):
         held = all(benchmarks.facts_held(question.facts, np.asarray(image)))
         axis.imshow(image)

@@ -12,42 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from lidit.arguments import parse_functions, take
 from lidit.callbacks.provenance import commit
 from lidit.checkpoint import fingerprint
 from lidit.eval.suite import BenchmarkError, Picture, Suite
+from lidit.eval.suites import load
 from lidit.folder import PROVENANCE, SCORES
 from lidit.jobs.ranks import share
 from lidit.pictures import parse_size, save_image, tiled
 from lidit.pipeline import BUNDLED, WEIGHTS, Pipeline, is_export, place, size_of
 from lidit.whole import write_text
-
-BENCHMARKS = {  # name: the module, or object in a module, with suite() and score()
-    "geneval": "lidit.eval.geneval",
-    "t2i-compbench": "lidit.eval.t2i_compbench",
-    "dpg-bench": "lidit.eval.dpg_bench",
-    "positional-bias": "lidit.eval.positional_bias",
-    "scenes-heldout": "lidit.scenes.suites:HELDOUT",
-    "scenes-attributes": "lidit.scenes.suites:ATTRIBUTES",
-    "scenes-geneval": "lidit.scenes.suites:GENEVAL",
-    "scenes-positional-bias": "lidit.scenes.suites:POSITIONAL_BIAS",
-    "scenes-dense": "lidit.scenes.suites:DENSE",
-}
-
-
-@runtime_checkable
-class Benchmark(Protocol):
-    """A module of `lidit.eval`, or an object like one."""
-
-    suite: Callable[..., Suite]
-    score: Callable[..., dict]
 
 
 def sample(argv: list[str], name: str) -> None:
@@ -72,18 +52,6 @@ def score(argv: list[str]) -> None:
     for task, value in found["scores"].items():
         print(f"  {task:<20} {value:.4f}")
     print(f"{run / SCORES}: {found['name']}, {found['images_scored']} of {found['images_demanded']} images")
-
-
-def load(name: str) -> Benchmark:
-    """A benchmark's two functions.
-
-    Raises:
-        ValueError: there is no such benchmark.
-    """
-    if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    module, _, attribute = BENCHMARKS[name].partition(":")
-    return getattr(import_module(module), attribute) if attribute else import_module(module)
 
 
 def draw(

@@ -13,11 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from textwrap import fill
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: there may be no screen
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure  # without pyplot, which would choose a backend
 
 from data_prep.precompute import precompute
 from data_prep.shard import shard
@@ -158,7 +155,8 @@ def draw(source: str, questions: list[Prompt], seed: int) -> list[np.ndarray]:
 def pairs(questions: list[Prompt], drawn: dict[str, list[np.ndarray]], per_task: int) -> bytes:
     """A PNG of the first prompts of each task: pairs of pictures, the prompt above."""
     tasks, shown = len(questions) // per_task, min(SHOWN, per_task)
-    figure, axes = plt.subplots(tasks, shown, figsize=(3.4 * shown, 2.2 * tasks), squeeze=False)
+    figure = Figure(figsize=(3.4 * shown, 2.2 * tasks))
+    axes = figure.subplots(tasks, shown, squeeze=False)
     for axis, (task, i) in zip(axes.flat, np.ndindex(tasks, shown), strict=True):
         at = task * per_task + i
         gap = np.full((drawn["demo"][at].shape[0], 4, 3), 255, np.uint8)
@@ -172,7 +170,8 @@ def curve(run_folder: Path, columns: dict[str, str]) -> bytes:
     """A PNG of a run's logged numbers over steps, an axis for each column of its metrics.csv, by their labels."""
     with (next(run_folder.rglob(METRICS))).open() as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(1, len(columns), figsize=(8, 3), squeeze=False)
+    figure = Figure(figsize=(8, 3))
+    axes = figure.subplots(1, len(columns), squeeze=False)
     for axis, (column, label) in zip(axes.flat, columns.items(), strict=True):
         points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
@@ -182,10 +181,9 @@ def curve(run_folder: Path, columns: dict[str, str]) -> bytes:
     return as_png(figure)
 
 
-def as_png(figure: plt.Figure) -> bytes:
-    """A figure's PNG; the figure is closed."""
+def as_png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
     figure.tight_layout()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return buffer.getvalue()

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
+from lidit.lightning_private import batches_done, has_trainer, share
 from lidit.models.contracts import Features, KeysValues, Objective, Text, check_backbone, check_encoder, check_objective
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
@@ -122,7 +123,7 @@ class TextToImage(LightningModule):
 
     def _encode_together(self, prompts: list[str]) -> list[Features]:
         """As `encode_prompts`, on all ranks: those of a node read the LLMs one after the other."""
-        if self._trainer is not None and not all(llm.loaded for llm in self.llms):
+        if has_trainer(self) and not all(llm.loaded for llm in self.llms):
             load_in_turn(self.llms, self.device, self.trainer.local_rank, self.trainer.num_devices)
         return self.encode_prompts(prompts)
 
@@ -133,8 +134,7 @@ class TextToImage(LightningModule):
 
     def _draws(self) -> SharedDraws:
         """The batch's noise and times: decided by the run's seed and how many batches came before, hence resumable."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return self._shared([self.seed, batches], self.device)
+        return self._shared([self.seed, batches_done(self.trainer)], self.device)
 
     @property
     def seed(self) -> int:
@@ -142,8 +142,7 @@ class TextToImage(LightningModule):
         return torch.initial_seed() if self._seed is None else self._seed
 
     def _shared(self, seed: list[int], device: torch.device | str) -> SharedDraws:
-        ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        return SharedDraws(seed, device, ranks["rank"], ranks["num_replicas"])
+        return SharedDraws(seed, device, *share(self.trainer))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at the same noise and times in every validation, on any device and number of ranks."""

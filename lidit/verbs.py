@@ -10,7 +10,7 @@ VERBS = {  # verb: (the function that does it, what it does)
     "sample": ("lidit.sample:main", "draw what a sentence says, or a benchmark's pictures"),
     "score": ("lidit.benchmark:score", "judge a benchmark's pictures"),
     "report": ("lidit.benchmark:report", "print the scores of runs side by side"),
-    "table": ("lidit.table:main", "plan, run, score or report a table of the paper, beside the paper's numbers"),
+    "table": ("lidit.tables.table:main", "plan, run, score or report a table of the paper, beside the paper's numbers"),
     "serve": ("lidit.serve:serve", "a page to try prompts on, with one model or two side by side"),
     "study serve": ("lidit.study.serve:serve", "serve a blind comparison of folders of pictures to people who vote"),
     "study report": ("lidit.study.report:report", "win shares, agreement between raters, and the paper's Figure 6"),

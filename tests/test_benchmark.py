@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidit.benchmark import BENCHMARKS, draw, report
+from lidit.benchmark import draw, report
 from lidit.cli import main
 from lidit.eval.suite import Picture, Suite
+from lidit.eval.suites import BENCHMARKS
 from lidit.pictures import tiled
 
 SMALL = {"steps": 1, "size": "32x32"}

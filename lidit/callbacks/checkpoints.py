@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.checkpoint import CheckpointException
 
 from lidit.folder import CHECKPOINTS, LATEST, checkpoint_name, checkpoints_in
+from lidit.lightning_private import snapshot
 from lidit.whole import partial, remove
 
 
@@ -85,7 +86,7 @@ class Checkpoints(Checkpoint):
     @staticmethod
     def _write(trainer: Trainer, path: Path) -> str:
         """Write a checkpoint, and return the error, if any, since the other ranks must hear of it."""
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint = snapshot(trainer)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not isinstance(trainer.strategy, (DDPStrategy, SingleDeviceStrategy)):

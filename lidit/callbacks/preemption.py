@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lidit.callbacks.checkpoints import Checkpoints
 from lidit.jobs import signals, slurm
 from lidit.jobs.state import REQUEUED, STOPPED, STOPPED_CODE, UNQUEUED
+from lidit.lightning_private import launched_by_lightning, replace_signal_handlers
 
 WARNING = "SIGUSR1"  # `lidit launch slurm` asks Slurm for this signal before the time limit
 
@@ -63,7 +63,7 @@ class Preemption(Checkpoint):  # Lightning calls Checkpoint callbacks last, afte
             raise ValueError("Preemption saves with lidit.callbacks.checkpoints.Checkpoints: add it to the callbacks")
 
         # Lightning's handler of SIGTERM broadcasts at once, whatever the ranks are doing; ours stays in its place
-        trainer._signal_connector.register_signal_handlers = signals.keep
+        replace_signal_handlers(trainer, signals.keep)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
@@ -84,7 +84,7 @@ class Preemption(Checkpoint):  # Lightning calls Checkpoint callbacks last, afte
         state = end_job(path, warned) if trainer.is_global_zero else ""
         state = trainer.strategy.broadcast(state)  # no rank exits before: Slurm would end the job
         # if a child ends with another code than 0, Lightning's own launcher kills all that it started, and itself
-        own = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
+        own = launched_by_lightning(trainer)
         raise Preempted(0 if own and not trainer.is_global_zero else STOPPED_CODE, state)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lidit.callbacks.samples import FixedPrompts
-from lidit.eval.metrics import SIGLIP, Agreement, CLIPScore, SigLIPScore
-from lidit.eval.openclip import OpenCLIP
+from lidit.eval.metrics import Agreement, CLIPScore, SigLIPScore
+from lidit.eval.openclip import CLIP, SIGLIP, OpenCLIP
 from lidit.module import TextToImage
 
 
@@ -107,8 +107,8 @@ class CLIPScoreCallback(ScoreCallback):
     def __init__(
         self,
         prompt_sets: dict[str, list[str]],
-        model: str = "ViT-L-14-quickgelu",
-        pretrained: str = "openai",
+        model: str = CLIP[0],
+        pretrained: str = CLIP[1],
         device: str = "cpu",
         every_n_steps: int = 5000,
         **settings,

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lidit.lightning_private import share
 from lidit.models.adapter import AdaptedUNet
 from lidit.models.contracts import Features, Text
 from lidit.models.flops import backbone_flops, prompt_encoder_flops
@@ -101,7 +102,7 @@ class Throughput(Callback):
             self._clear()
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        replicas = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
+        _, replicas = share(trainer)
         metrics = {
             "throughput/images_per_second": self.images * replicas / self.seconds,
             "throughput/seconds_per_step": self.seconds / self.batches * trainer.accumulate_grad_batches,

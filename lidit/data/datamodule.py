@@ -17,6 +17,7 @@ from lidit.data.remote import Copies
 from lidit.data.samples import Batch, Samples, Tally
 from lidit.data.stream import OnePass, Plans, StreamOrder
 from lidit.data.window import check_room
+from lidit.lightning_private import batches_done, replaces_samplers, share
 
 __all__ = ["Batch", "ShardData"]
 
@@ -194,7 +195,7 @@ class ShardData(LightningDataModule):
         """
         if self.trainer is None:
             return self._resumed["batches"] if self._resumed else 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return batches_done(self.trainer)
 
     def _order_settings(self) -> dict:
         names = ("batch_size", "seed", "dense_probability", "max_caption_chars", "shuffle_window")
@@ -245,12 +246,12 @@ class ShardData(LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         """This rank's number, and how many ranks share a global batch. A tensor-parallel group is one rank here."""
-        if self.trainer is None or self.trainer.distributed_sampler_kwargs is None:
+        if self.trainer is None:
             return 0, 1
-        kwargs = self.trainer.distributed_sampler_kwargs
-        if kwargs["num_replicas"] > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+        rank, world = share(self.trainer)
+        if world > 1 and replaces_samplers(self.trainer):
             raise ValueError("ShardData gives each rank its share itself; set trainer.use_distributed_sampler to false")
-        return kwargs["rank"], kwargs["num_replicas"]
+        return rank, world
 
     def _open(self, shards: Shards, cache: Folders | None) -> Samples:
         copies = Copies(self.shard_cache, int(self.shard_cache_gb * 1e9)) if self.shard_cache else None

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lidit.data.columns import digest, joined, stamps
 from lidit.data.reader import Reader, Unreadable
 from lidit.data.remote import Copies, Url, is_remote, map_columns, remote_folder
-from lidit.data.table import digest, stamps, table
 from lidit.data.tars import COLUMNS, FIX, index_path, read_index, scan
 
 __all__ = ["COLUMNS", "MANIFEST", "ShardIndex", "differences", "expand", "index_path", "read_index", "scan"]
@@ -68,7 +68,7 @@ class ShardIndex:
         self._merged: Path | None = None
         if copies is not None and self._fetched is None:
             self._merged = copies.merged(stamps(self.paths), self._table)
-        self._columns = map_columns(self._merged) if self._merged else table(self.paths, copies, strict)
+        self._columns = map_columns(self._merged) if self._merged else joined(self.paths, copies, strict)
         self.starts = np.cumsum([0, *self._columns["samples"]])  # shard s has samples starts[s] to starts[s + 1]
         self.entries = self.starts[ends]  # entry i of the list has samples entries[i] to entries[i + 1]
         self._reader = Reader(self.paths, self._columns["bytes"].tolist(), copies)
@@ -161,7 +161,7 @@ class ShardIndex:
         return f"{self.paths[self.place(sample)[0]]}, sample {self.key(sample)}"
 
     def _table(self) -> dict[str, np.ndarray]:
-        columns = table(self.paths, self._copies, self._strict)
+        columns = joined(self.paths, self._copies, self._strict)
         return columns | {"digest": np.array([digest(self.paths, columns).encode()])}
 
     def __getstate__(self) -> dict:

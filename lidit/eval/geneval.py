@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lidit.eval.geneval_rules import COLORS, Metadata, summary, verdict
 from lidit.eval.mask2former import Mask2Former
-from lidit.eval.openclip import OpenCLIP
+from lidit.eval.openclip import CLIP, OpenCLIP
 from lidit.eval.suite import Picture, Suite, present, prompt_file, read_image
 
 NAME = "geneval-m2f-hf"
@@ -67,8 +67,8 @@ def score(
     run: Path,
     prompts_dir: Path,
     detector: str = "facebook/mask2former-swin-small-coco-instance",
-    color_model: str = "ViT-L-14-quickgelu",
-    color_weights: str = "openai",
+    color_model: str = CLIP[0],
+    color_weights: str = CLIP[1],
     device: str = "cpu",
     allow_missing: bool = False,
 ) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lidit.eval.openclip import Images, OpenCLIP, as_arrays
+from lidit.eval.openclip import SIGLIP, Images, OpenCLIP, as_arrays
 from lidit.eval.suite import BenchmarkError
 
-SIGLIP = ("ViT-SO400M-14-SigLIP-384", "webli")
 QUALITY = ("Good photo.", "Bad photo.")
 
 

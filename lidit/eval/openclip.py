@@ -22,6 +22,9 @@ from torch import Tensor
 from lidit.assets import resolve
 from lidit.eval.suite import BenchmarkError
 
+# architecture and tag of the weights that published scores are computed with
+CLIP = ("ViT-L-14-quickgelu", "openai")  # CLIP score, and the colours of GenEval
+SIGLIP = ("ViT-SO400M-14-SigLIP-384", "webli")
 CONFIG = "open_clip_config.json"
 PREPROCESSING = {
     "mean": "image_mean",
@@ -55,8 +58,8 @@ class OpenCLIP:
 
     def __init__(
         self,
-        name: str = "ViT-L-14-quickgelu",
-        pretrained: str = "openai",
+        name: str = CLIP[0],
+        pretrained: str = CLIP[1],
         device: str | torch.device = "cpu",
         batch_size: int = 32,
     ) -> None:

@@ -213,7 +213,7 @@ def test_the_digest_is_the_one_that_caches_and_checkpoints_hold(shards: Path, mo
         values = index.column(column)
         whole.update(b"\n".join(values.tolist()) if column == "key" else values.astype("<i8").tobytes())
     for piece in (7, 20, 60, 100_000):  # of 60 samples
-        monkeypatch.setattr("lidit.data.table.PIECE", piece)
+        monkeypatch.setattr("lidit.data.columns.PIECE", piece)
         assert ShardIndex(str(shards)).digest == whole.hexdigest()[:16]
 
 
@@ -223,7 +223,7 @@ def test_the_columns_of_all_shards_are_kept_as_one_and_noticed_when_a_shard_chan
     folder, copies = shutil.copytree(shards, tmp_path / "copy"), Copies(str(tmp_path / "kept"), 1)
     plain, first = ShardIndex(str(folder)), ShardIndex(str(folder), copies=copies)
     with monkeypatch.context() as patch:
-        patch.setattr("lidit.data.table.read_index", None)  # no index is read again
+        patch.setattr("lidit.data.columns.read_index", None)  # no index is read again
         second = ShardIndex(str(folder), copies=copies)
     for index in (first, second, pickle.loads(pickle.dumps(second))):
         assert index.digest == plain.digest

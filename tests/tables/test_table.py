@@ -19,18 +19,18 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from experiments import picture_scores, scene_questions, setting, text_gain
-from lidit import table as verb
 from lidit.arguments import call
 from lidit.cli import main
 from lidit.data.datamodule import ShardData
 from lidit.fit import RecipeCLI
 from lidit.models.t5 import FrozenT5
 from lidit.module import TextToImage
-from lidit.table_file import SCALES, Row, Table, at_scale, read_table, tables_in
-from lidit.table_report import compare, kendall, spread
+from lidit.tables import table as verb
+from lidit.tables.file import SCALES, Row, Table, at_scale, read_table, tables_in
+from lidit.tables.report import compare, kendall, spread
 from lidit.verbs import VERBS
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FILES = tables_in(EXPERIMENTS)
 COMPONENTS = EXPERIMENTS / "table2_components.py"
 MODULES = (picture_scores, scene_questions, text_gain)  # of the tables' own commands
@@ -530,3 +530,10 @@ def test_training_has_a_process_of_its_own() -> None:
     assert json.loads(processes[2][-1]) == [["sample"]]
     neighbours = [verb.Piece("sample", ["lidit", "sample"]), verb.Piece("score", ["lidit", "score"])]
     assert json.loads(verb.together(neighbours)[0][-1]) == [["sample"], ["score"]]
+
+
+def test_drawing_leaves_matplotlibs_backend_to_whoever_chose_it() -> None:
+    code = "import matplotlib, lidit.demo, lidit.tables.report; print(matplotlib.get_backend())"
+    env = os.environ | {"MPLBACKEND": "svg"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "svg\n"

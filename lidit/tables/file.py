@@ -130,7 +130,7 @@ def read_table(file: str | Path, scale: str) -> Table:
         raise FileNotFoundError(f"there is no table {file}" + (f"; there are {there}" if there else ""))
     data = runpy.run_path(str(path))
     if missing := [name for name in ("ROWS", "COLUMNS", "SETTING") if name not in data]:
-        raise ValueError(f"{file} is no table: it has no {missing[0]}; lidit/table_file.py says what one holds")
+        raise ValueError(f"{file} is no table: it has no {missing[0]}; lidit/tables/file.py says what one holds")
     if (plot := data.get("PLOT", "bars")) not in PLOTS:
         raise ValueError(f"{file}: PLOT is {plot!r}; it is one of {', '.join(PLOTS)}")
     setting = at_scale(data["SETTING"], scale)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from lidit.folder import CHECKPOINTS, RECORD, SCORES, checkpoint_name
 from lidit.jobs import signals, state
-from lidit.table_file import TRAINING, Row, Table, as_line, as_word, read_table
+from lidit.tables.file import TRAINING, Row, Table, as_line, as_word, read_table
 from lidit.whole import write_text
 
 RUNS = "runs/tables"
@@ -145,7 +145,7 @@ def main(
     table = read_table(file, scale)
     folder = Path(results) if results else Path(file).parent / "results"
     if action == "report":
-        from lidit.table_report import report
+        from lidit.tables.report import report
 
         report(Path(file), folder)
         return

@@ -1,4 +1,4 @@
-"""The indices of many shards as one table of columns. Imports no torch."""
+"""The indices of many shards, joined column by column. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lidit.data.tars import COLUMNS, index_path, read_index
 PIECE = 100_000  # samples that are hashed at one time
 
 
-def table(paths: Sequence[Path | Url], copies: Copies | None, strict: bool) -> dict[str, np.ndarray]:
+def joined(paths: Sequence[Path | Url], copies: Copies | None, strict: bool) -> dict[str, np.ndarray]:
     """`COLUMNS` of all samples, and `samples` and `bytes` of each shard (a local shard has 0 bytes here).
 
     Args:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib
+from matplotlib.figure import Figure  # without pyplot, which would choose a backend: a notebook keeps its own
 
-matplotlib.use("Agg")  # before pyplot: there may be no screen
-import matplotlib.pyplot as plt
-
-from lidit.table_file import SCALES, Table, read_table, tables_in
+from lidit.tables.file import SCALES, Table, read_table, tables_in
+from lidit.whole import write_text
 
 CLEAR = 2.0  # standard errors by which a difference is called clear
 TITLES = {"mini": "In miniature", "paper": "At paper scale"}
@@ -124,10 +122,10 @@ def report(file: Path, results: Path) -> None:
         if numbers := read_numbers(table, results)[0]:
             draw(table, numbers, picture_of(table, results))
     text = text_of(file, results)
-    (results / f"{file.stem}.md").write_text(text)
+    write_text(results / f"{file.stem}.md", text)
     print(text)
     board = file.parent / "README.md"
-    board.write_text(_board(file.parent, results))
+    write_text(board, _board(file.parent, results))
     print(f"{results / file.stem}.md, {board}")
 
 
@@ -220,16 +218,16 @@ def _made(table: Table, runs: list[dict]) -> str:
 def draw(table: Table, numbers: Numbers, path: Path) -> None:
     """The picture: bars beside the paper's, lines over the columns, or a scatter."""
     plot = "bars" if table.plot == "scatter" and len(table.columns) < 2 else table.plot
-    {"bars": _bars, "lines": _lines, "scatter": _scatter}[plot](table, numbers)
-    plt.suptitle(table.name + ", " + TITLES[table.scale].lower(), fontsize=10)
-    plt.tight_layout()
-    plt.savefig(path, dpi=100, metadata={"Software": None})
-    plt.close()
+    figure = {"bars": _bars, "lines": _lines, "scatter": _scatter}[plot](table, numbers)
+    figure.suptitle(table.name + ", " + TITLES[table.scale].lower(), fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def _bars(table: Table, numbers: Numbers) -> None:
+def _bars(table: Table, numbers: Numbers) -> Figure:
     rows, columns = list(numbers), list(table.columns)
-    figure, axes = plt.subplots(1, len(columns), figsize=(1.5 + 4 * len(columns), 1 + 0.5 * len(rows)), squeeze=False)
+    figure = Figure(figsize=(1.5 + 4 * len(columns), 1 + 0.5 * len(rows)))
+    axes = figure.subplots(1, len(columns), squeeze=False)
     for axis, column in zip(axes.flat, columns, strict=True):
         for i, row in enumerate(rows):
             values = numbers[row].get(column, [])
@@ -246,29 +244,33 @@ def _bars(table: Table, numbers: Numbers) -> None:
             axis.set_xlim(min(everything) * 1.02, max(everything) * 0.98)
     shown = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
     axes.flat[0].legend(shown.values(), shown.keys(), fontsize=8)
+    return figure
 
 
-def _lines(table: Table, numbers: Numbers) -> None:
+def _lines(table: Table, numbers: Numbers) -> Figure:
     """Of the columns that are no difference of two others."""
     columns = [name for name, column in table.columns.items() if " " not in column.score or column.score[0].isdigit()]
-    plt.figure(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
     for row, measured in numbers.items():
         there = [column for column in columns if column in measured]
         errors = [stdev(measured[c]) if len(measured[c]) > 1 else 0 for c in there]
-        plt.errorbar(there, [mean(measured[c]) for c in there], errors, label=row, marker="o", capsize=3)
-    plt.legend(fontsize=8)
+        axis.errorbar(there, [mean(measured[c]) for c in there], errors, label=row, marker="o", capsize=3)
+    axis.legend(fontsize=8)
+    return figure
 
 
-def _scatter(table: Table, numbers: Numbers) -> None:
+def _scatter(table: Table, numbers: Numbers) -> Figure:
     x, y = [*table.columns][:2]
-    plt.figure(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
     for row, measured in numbers.items():
         if x in measured and y in measured:
-            plt.scatter(mean(measured[x]), mean(measured[y]))
-            plt.annotate(row, (mean(measured[x]), mean(measured[y])), fontsize=8)
-    plt.margins(x=0.2)  # for the last row's name
-    plt.xlabel(x)
-    plt.ylabel(y)
+            axis.scatter(mean(measured[x]), mean(measured[y]))
+            axis.annotate(row, (mean(measured[x]), mean(measured[y])), fontsize=8)
+    axis.margins(x=0.2)  # for the last row's name
+    axis.set(xlabel=x, ylabel=y)
+    return figure
 
 
 def _board(folder: Path, results: Path) -> str:
