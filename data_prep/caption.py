@@ -28,10 +28,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from data_prep.processes import begin, own_device
 from data_prep.shard import finished
 from lidit.data.index import MANIFEST, ShardIndex, index_path, scan
+from lidit.disk.whole import replacing
 from lidit.jobs.ranks import share
 from lidit.models.llm import quiet
 from lidit.models.source import describe, find_file, load_name
-from lidit.whole import replacing
 
 # UNSTATED: the paper does not say what it asked CogVLM; we ask for what its instruction to the LLM names.
 INSTRUCTION = (

@@ -38,7 +38,7 @@ from data_prep.images import Unusable, decode
 from data_prep.processes import begin
 from data_prep.records import Record, digest
 from data_prep.sources import Collection, Columns, find
-from lidit.whole import replacing, write_text
+from lidit.disk.whole import replacing, write_text
 
 if TYPE_CHECKING:
     from data_prep.aesthetic import AestheticModel

@@ -24,11 +24,11 @@ from data_prep.processes import begin, own_device
 from lidit.data.cache import IDENTITY, KINDS, shard_file
 from lidit.data.index import ShardIndex
 from lidit.data.remote import Copies
+from lidit.disk.whole import replacing
 from lidit.jobs.ranks import share
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.pixels import to_tensor
-from lidit.whole import replacing
 
 PROBED = 64  # captions whose tokens are counted, to estimate the tokens per character
 

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from lidit.data.index import differences
+from lidit.disk.whole import is_partial, write_first
 from lidit.jobs.ranks import on_node
-from lidit.whole import is_partial, write_first
 
 
 def own_device(device: str) -> str:

@@ -38,8 +38,8 @@ from data_prep.places import Cell
 from data_prep.processes import begin
 from data_prep.records import Record, digest, kept_keys
 from lidit.data.index import MANIFEST, index_path, read_index, scan
+from lidit.disk.whole import replacing, write_text
 from lidit.pictures import parse_size
-from lidit.whole import replacing, write_text
 
 SOURCES = {"scenes": sources.scenes}
 SCENES = 20_000  # scenes to draw if no count is given

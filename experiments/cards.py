@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lidit import assets
-from lidit.whole import write_text
+from lidit.disk.whole import write_text
 
 
 def versions(*packages: str) -> dict[str, str]:

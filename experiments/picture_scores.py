@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from lidit.disk.folder import SCORES
+from lidit.disk.whole import write_text
 from lidit.eval.metrics import CLIPIQA, CLIPScore, SigLIPScore
 from lidit.eval.openclip import OpenCLIP
 from lidit.eval.suite import read_image
-from lidit.folder import SCORES
-from lidit.whole import write_text
 
 BATCH = 64
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cards import versions
-from lidit.folder import METRICS, checkpoint_name, checkpoints_in
+from lidit.disk.folder import METRICS, checkpoint_name, checkpoints_in
 
 EVERY = 10  # steps between checkpoints, validations and rows of the table
 RANKS_AND_WORKERS = ((1, 2), (2, 0), (2, 1))

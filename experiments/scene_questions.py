@@ -31,11 +31,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from experiments.mini_llm import IGNORE, padded
-from lidit.folder import SCORES
+from lidit.disk.folder import SCORES
+from lidit.disk.whole import write_text
 from lidit.models.source import load_name
 from lidit.scenes.describe import dense_caption, short_caption
 from lidit.scenes.draw import COLORS, Scene, held_out, random_scene
-from lidit.whole import write_text
 
 WRONG = ("colors swapped", "shapes swapped", "color replaced")
 

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lidit.folder import SCORES
+from lidit.disk.folder import SCORES
+from lidit.disk.whole import write_text
 from lidit.module import TextToImage
 from lidit.pipeline import Pipeline
 from lidit.pixels import to_tensor
 from lidit.scenes.corpus import Example, examples
-from lidit.whole import write_text
 
 BATCH = 64
 

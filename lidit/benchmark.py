@@ -21,13 +21,13 @@ from typing import Literal
 from lidit.arguments import parse_functions, take
 from lidit.callbacks.provenance import commit
 from lidit.checkpoint import fingerprint
+from lidit.disk.folder import PROVENANCE, SCORES
+from lidit.disk.whole import write_text
 from lidit.eval.suite import BenchmarkError, Picture, Suite
 from lidit.eval.suites import load
-from lidit.folder import PROVENANCE, SCORES
 from lidit.jobs.ranks import share
 from lidit.pictures import parse_size, save_image, tiled
 from lidit.pipeline import BUNDLED, WEIGHTS, Pipeline, is_export, place, size_of
-from lidit.whole import write_text
 
 
 def sample(argv: list[str], name: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from lidit.folder import checkpoints_in
+from lidit.disk.folder import checkpoints_in
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure  # without pyplot, which would choose a bac
 
 from data_prep.precompute import precompute
 from data_prep.shard import shard
+from lidit.disk.folder import METRICS
 from lidit.fit import run
-from lidit.folder import METRICS
 from lidit.pipeline import BUNDLED, Pipeline
 from lidit.scenes.benchmarks import Prompt, prompts, score
 

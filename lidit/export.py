@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lidit.checkpoint import check_llms, read
+from lidit.disk.whole import replacing
 from lidit.pipeline import CONFIG, WEIGHTS, build, place
-from lidit.whole import replacing
 
 
 def export(

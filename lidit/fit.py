@@ -23,7 +23,7 @@ from lidit.callbacks.preemption import Preemption
 from lidit.callbacks.record import Record
 from lidit.checkpoint import check_whole, newest
 from lidit.data.datamodule import ShardData
-from lidit.folder import CHECKPOINTS, checkpoints_in
+from lidit.disk.folder import CHECKPOINTS, checkpoints_in
 from lidit.jobs import signals
 from lidit.module import TextToImage
 from lidit.parallel import Parallel

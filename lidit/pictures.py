@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
-from lidit.whole import replacing
+from lidit.disk.whole import replacing
 
 GAP = 2  # white pixels between the images of a grid
 

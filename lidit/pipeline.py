@@ -17,9 +17,9 @@ from torch import Tensor
 from lidit.assets import resolve
 from lidit.checkpoint import COMMITTED, Trained, check_llms, check_shapes, record, sizes_in
 from lidit.checkpoint import read as read_checkpoint
-from lidit.folder import CHECKPOINTS, checkpoints_in
+from lidit.disk.folder import CHECKPOINTS, checkpoints_in
+from lidit.models.older import updated_model
 from lidit.module import TextToImage
-from lidit.older import updated_model
 from lidit.pixels import to_uint8
 from lidit.samplers import guided, sampler_for, watched
 

@@ -13,8 +13,8 @@ from typing import Any
 from jsonargparse import Namespace, get_loader
 from yaml import YAMLError
 
+from lidit.models.older import updated
 from lidit.models.variants.presets import CLASSES, Preset, settings
-from lidit.older import updated
 
 LLMS = "--model.llms"
 

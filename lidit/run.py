@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lidit.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, STATE, checkpoints_in, pictures_in, starts, step_of
+from lidit.disk.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, STATE, checkpoints_in, pictures_in, starts, step_of
 from lidit.jobs import runs, state
 
 if TYPE_CHECKING:

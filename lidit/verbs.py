@@ -11,7 +11,7 @@ VERBS = {  # verb: (the function that does it, what it does)
     "score": ("lidit.benchmark:score", "judge a benchmark's pictures"),
     "report": ("lidit.benchmark:report", "print the scores of runs side by side"),
     "table": ("lidit.tables.table:main", "plan, run, score or report a table of the paper, beside the paper's numbers"),
-    "serve": ("lidit.serve:serve", "a page to try prompts on, with one model or two side by side"),
+    "serve": ("lidit.pages.serve:serve", "a page to try prompts on, with one model or two side by side"),
     "study serve": ("lidit.study.serve:serve", "serve a blind comparison of folders of pictures to people who vote"),
     "study report": ("lidit.study.report:report", "win shares, agreement between raters, and the paper's Figure 6"),
     "encode": ("lidit.sample:encode", "show how each LLM reads a prompt, and what the transformer gets of it"),

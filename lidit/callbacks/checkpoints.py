@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.distributed.checkpoint import CheckpointException
 
-from lidit.folder import CHECKPOINTS, LATEST, checkpoint_name, checkpoints_in
+from lidit.disk.folder import CHECKPOINTS, LATEST, checkpoint_name, checkpoints_in
+from lidit.disk.whole import partial, remove
 from lidit.lightning_private import snapshot
-from lidit.whole import partial, remove
 
 
 class Checkpoints(Checkpoint):

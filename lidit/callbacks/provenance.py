@@ -13,8 +13,8 @@ from time import monotonic
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lidit.folder import RECORD
-from lidit.whole import write_text
+from lidit.disk.folder import RECORD
+from lidit.disk.whole import write_text
 
 PACKAGES = ("torch", "lightning", "transformers", "diffusers")
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed.tensor import DTensor
 
 from lidit.callbacks.ema import EMA
-from lidit.folder import picture_name
+from lidit.disk.folder import picture_name
 from lidit.module import TextToImage
 from lidit.pictures import grid, parse_size, save_image
 from lidit.pipeline import Pipeline

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lidit.arguments import parse_functions
-from lidit.folder import JOBS, LOGS
+from lidit.disk.folder import JOBS, LOGS
 from lidit.jobs import local, script, slurm
 from lidit.jobs.runs import WAITING, last_job
 from lidit.jobs.script import Job, Ranks, Task

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lidit.folder import CHECKPOINTS, JOBS, LOGS, STATE
+from lidit.disk.folder import CHECKPOINTS, JOBS, LOGS, STATE
 from lidit.jobs import slurm, state
 from lidit.jobs.state import State
 

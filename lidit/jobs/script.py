@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lidit.arguments import take
-from lidit.folder import LOGS, STATE, state_name
+from lidit.disk.folder import LOGS, STATE, state_name
 from lidit.jobs.state import UNQUEUED
 from lidit.verbs import RECIPES, find, unknown
 

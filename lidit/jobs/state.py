@@ -9,9 +9,9 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from lidit.folder import STATE, state_name
+from lidit.disk.folder import STATE, state_name
+from lidit.disk.whole import write_text
 from lidit.jobs.ranks import is_task
-from lidit.whole import write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 STOPPED, REQUEUED = "stopped", "requeued"  # told to stop, and has saved

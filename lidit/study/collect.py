@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lidit.folder import PROVENANCE
+from lidit.disk.folder import PROVENANCE
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from lidit.listen import address, listening
+from lidit.pages.listen import address, listening
 from lidit.study.begin import begin
 from lidit.study.collect import describe, name_folders, read_competitors
 from lidit.study.store import Store, is_begun

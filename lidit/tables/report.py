@@ -13,8 +13,8 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure  # without pyplot, which would choose a backend: a notebook keeps its own
 
+from lidit.disk.whole import write_text
 from lidit.tables.file import SCALES, Table, read_table, tables_in
-from lidit.whole import write_text
 
 CLEAR = 2.0  # standard errors by which a difference is called clear
 TITLES = {"mini": "In miniature", "paper": "At paper scale"}

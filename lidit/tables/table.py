@@ -21,10 +21,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from lidit.folder import CHECKPOINTS, RECORD, SCORES, checkpoint_name
+from lidit.disk.folder import CHECKPOINTS, RECORD, SCORES, checkpoint_name
+from lidit.disk.whole import write_text
 from lidit.jobs import signals, state
 from lidit.tables.file import TRAINING, Row, Table, as_line, as_word, read_table
-from lidit.whole import write_text
 
 RUNS = "runs/tables"
 IN_ONE = (

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from data_prep.processes import begin, own_device
-from lidit.whole import replacing
+from lidit.disk.whole import replacing
 
 
 def test_each_process_of_a_node_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

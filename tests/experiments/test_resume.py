@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.resume import history, last_step, newest, table
-from lidit.folder import checkpoint_name
+from lidit.disk.folder import checkpoint_name
 
 
 def log(folder: Path, start: str, text: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lidit.cli import main
-from lidit.folder import checkpoints_in
+from lidit.disk.folder import checkpoints_in
 from lidit.jobs.state import STOPPED_CODE, read
 
 pytestmark = pytest.mark.slow

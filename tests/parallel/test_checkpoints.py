@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lidit import checkpoint
 from lidit.cli import main
-from lidit.folder import checkpoint_name, checkpoints_in
+from lidit.disk.folder import checkpoint_name, checkpoints_in
 from lidit.pipeline import Pipeline
 
 pytestmark = pytest.mark.slow

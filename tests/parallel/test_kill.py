@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lidit.checkpoint import check_whole
 from lidit.data.datamodule import Batch
-from lidit.folder import checkpoints_in
+from lidit.disk.folder import checkpoints_in
 
 pytestmark = pytest.mark.slow
 

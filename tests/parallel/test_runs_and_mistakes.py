@@ -19,7 +19,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from lidit.callbacks.ema import EMA
 from lidit.cli import main
-from lidit.folder import checkpoint_name
+from lidit.disk.folder import checkpoint_name
 from lidit.pipeline import Pipeline
 from lidit.strategy import chosen_strategy
 

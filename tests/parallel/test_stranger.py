@@ -193,7 +193,7 @@ def test_no_module_is_imported_that_a_checkpoint_names_and_nobody_trusts(tmp_pat
 
 
 def test_a_recipe_of_ones_own_is_kept_as_it_was_written(recipe: Callable[..., Path]) -> None:
-    from lidit.older import updated
+    from lidit.models.older import updated
 
     content = yaml.safe_load(recipe("kept", **PARTS).read_text())
     assert updated(content) == content

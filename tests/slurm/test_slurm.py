@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lidit.cli import main
-from lidit.folder import checkpoints_in
+from lidit.disk.folder import checkpoints_in
 from lidit.jobs.state import State, read
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

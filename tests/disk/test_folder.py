@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lidit.folder import checkpoint_name, checkpoints_in, picture_name, pictures_in, starts, step_of
+from lidit.disk.folder import checkpoint_name, checkpoints_in, picture_name, pictures_in, starts, step_of
 
 
 def test_names_say_their_step_and_are_found_again(tmp_path: Path) -> None:

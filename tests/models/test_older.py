@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from lidit.models.lidit import LIDiT
+from lidit.models.older import updated, updated_model
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.variants.backbone import VariantLIDiT
 from lidit.models.variants.encoder import VariantEncoder
-from lidit.older import updated, updated_model
 from lidit.pipeline import Pipeline
 
 OLDER = Path(__file__).parent / "older"  # exports of version 0.1.0, with what each predicted
@@ -36,7 +36,7 @@ def test_an_export_of_before_predicts_what_it_did(name: str) -> None:
 
 
 def test_the_bundled_models_configuration_is_of_a_version_before() -> None:
-    config = json.loads((Path(__file__).parents[1] / "lidit/assets/lidit/config.json").read_text())["model"]
+    config = json.loads((Path(__file__).parents[2] / "lidit/assets/lidit/config.json").read_text())["model"]
     assert config["prompt_encoder"]["class_path"] == "lidit.models.prompt_encoder.PromptEncoder"
     now = updated_model(config)["prompt_encoder"]
     assert now["class_path"] == "lidit.models.variants.encoder.VariantEncoder"

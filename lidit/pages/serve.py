@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lidit.listen import address, listening
+from lidit.pages.listen import address, listening
 from lidit.pipeline import BUNDLED, Pipeline
 from lidit.pixels import to_uint8
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lidit.cli import main
+from lidit.pages.serve import MOST_STEPS, STRIP, Studio, ends, page
 from lidit.pipeline import Pipeline
-from lidit.serve import MOST_STEPS, STRIP, Studio, ends, page
 
 SETTINGS = {"steps": 10, "guidance": 3.0, "sampler": None, "width": 32, "height": 32}
 

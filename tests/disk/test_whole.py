@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lidit.whole import is_partial, partial, remove, replacing, write_first, write_text
+from lidit.disk.whole import is_partial, partial, remove, replacing, write_first, write_text
 
 
 def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:

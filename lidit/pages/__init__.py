@@ -1,0 +1,1 @@
+"""The page to try prompts on, and where pages are found."""
