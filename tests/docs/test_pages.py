@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lidit.eval.suites import BENCHMARKS
 
-from lidit.benchmark import BENCHMARKS
 from lidit.cli import VERBS
 from tests.docs.conftest import MANUAL, PAGES, ROOT
 
