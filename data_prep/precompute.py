@@ -36,7 +36,7 @@ PROBED = 64  # captions whose tokens are counted, to estimate the tokens per cha
 def precompute(
     shards: str | list[str],
     out: str,
-    vae: str | FrozenVAE | None = "bundled:vae",
+    vae: str | FrozenVAE | None = "",
     llms: list[str | FrozenLLM] | None = None,
     captions: tuple[Literal["caption", "dense"], ...] = KINDS,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
@@ -53,7 +53,8 @@ def precompute(
     Args:
         shards: the shards, named in the ways that `ShardData` reads.
         out: folder to write, new or begun with the same arguments.
-        vae: the VAE whose latents are stored: a name, or the class with its settings; none: no latents.
+        vae: the VAE whose latents are stored, for drawn scenes bundled:vae: a name, or the class with its settings; null:
+            no latents. It has to be said: latents take hours, and training refuses those of another VAE.
         llms: the LLMs whose features are stored, in the model's order: names, or the class with its settings.
         captions: the kinds of caption whose features are stored.
         dtype: number type of the stored latents and features.
@@ -66,8 +67,14 @@ def precompute(
         shard_cache_gb: largest size of the copies, in 10^9 bytes.
 
     Raises:
-        ValueError: there is nothing to compute, the folder holds another cache, or a sample cannot be read.
+        ValueError: no VAE is said, there is nothing to compute, the folder holds another cache, or a sample cannot be
+            read.
     """
+    if vae == "":
+        raise ValueError(
+            "say --vae, the VAE whose latents are kept: that of the recipe, which for drawn scenes is bundled:vae; "
+            "--vae null keeps no latents, only the features of --llms"
+        )
     part = share(rank, world)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -75,7 +82,7 @@ def precompute(
     vae = FrozenVAE(vae) if isinstance(vae, str) else vae
     models = [FrozenLLM(llm) if isinstance(llm, str) else llm for llm in llms or []]
     if vae is None and not models:
-        raise ValueError("nothing to compute: give a vae, llms or both")
+        raise ValueError("nothing to compute: name a vae, llms or both")
     made = {
         "shards": index.digest,
         "dtype": dtype,

@@ -20,7 +20,7 @@ SETTING = {
     "mini": {
         "config": "experiments/configs/mini_ablation.yaml",
         "prepare": ["lidit prep shard --out data/ablation/train --count 12000 --seed 0"],
-        "cache": {"out": "data/ablation/cache", "options": "--shards data/ablation/train"},
+        "cache": {"out": "data/ablation/cache", "options": "--shards data/ablation/train", "vae": "bundled:vae"},
         "sample": {"all": "--count_per_task 60 --steps 12 --guidance 3 --batch_size 100"},
         "commands": {
             "scene-questions": "python -m experiments.scene_questions score --llms LLMS --out OUT",

@@ -97,7 +97,7 @@ def recipe(folder: Path, config: str, steps: int) -> list[str]:
     """Words for `lidit fit`: the recipe on newly made shards, without what happens once in a thousand steps."""
     shards, latents = str(folder / "shards"), str(folder / "latents")
     shard(shards, count=1024, workers=1)
-    precompute(shards, latents)
+    precompute(shards, latents, "bundled:vae")
     words = ["--config", config, "--data.train", shards, "--data.cache", latents]
     words += ["--data.val", "null", "--data.val_cache", "null"]
     words += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]  # the bare loop runs there

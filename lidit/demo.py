@@ -76,7 +76,7 @@ def demo(
     say(1, f"drawing {scenes} scenes with captions into {folder}/shards")
     shard(str(folder / "shards"), count=scenes, seed=seed)
     say(2, "encoding them with the bundled autoencoder, once")
-    precompute(str(folder / "shards"), str(folder / "latents"))
+    precompute(str(folder / "shards"), str(folder / "latents"), "bundled:vae")
     say(3, f"training a small LI-DiT for {steps} steps, or 6 minutes; loss and checkpoint go to {folder}/run")
     start = time.monotonic()
     checkpoint, done = train(folder, steps, seed)

@@ -187,7 +187,8 @@ class _Folder:
         return ValueError(f"cache {self.folder} is stale ({what}): {reason}. Delete it, then {self._remake()}")
 
     def _remake(self, index: ShardIndex | None = None) -> str:
-        return f"run: lidit prep precompute --shards {(index or self._index).source} --out {self.folder}"
+        shards = (index or self._index).source
+        return f"run: lidit prep precompute --shards {shards} --out {self.folder}, with the recipe's --vae and --llms"
 
     def __getstate__(self) -> dict:
         """A worker process gets a copy without the mapped files, and maps them itself."""

@@ -87,9 +87,9 @@ class Run:
         pieces.append(Piece("fit", fit, self.checkpoint))
         return pieces + [piece for name in self.table.benchmarks for piece in self._judged(name)]
 
-    def _cached(self, out: str, options: str, features: bool = True) -> tuple[list[str], list[list[str]]]:
+    def _cached(self, out: str, options: str, vae: str, features: bool = True) -> tuple[list[str], list[list[str]]]:
         """Folders of latents and of each LLM's features, shared by all runs, and the commands that fill them."""
-        made = {f"{out}/latents": []}
+        made = {f"{out}/latents": ["--vae", vae]}
         for llm in self.row.llms if features else []:
             digest = sha256(json.dumps(llm, sort_keys=True).encode()).hexdigest()[:12]
             made[f"{out}/features-{digest}"] = ["--vae", "null", "--llms", as_word([llm])]

@@ -18,6 +18,7 @@ import torch
 from jsonargparse import auto_cli
 
 from data_prep.precompute import precompute
+from lidit.cli import main
 from lidit.data.cache import Cache, Features
 from lidit.data.datamodule import Batch, ShardData
 from lidit.data.index import ShardIndex
@@ -326,6 +327,18 @@ def test_remote_shards_give_the_cache_of_local_ones(shards: Path, latents: Path,
     assert contents(tmp_path / "c") == contents(latents)
 
 
+def test_which_vae_is_asked_for_and_not_guessed(
+    shards: Path, llm: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for more in ([], ["--llms", f"[{llm}]"]):
+        assert main(["prep", "precompute", "--shards", str(shards), "--out", str(tmp_path / "c"), *more]) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        assert (
+            "say --vae, the VAE whose latents are kept: that of the recipe, which for drawn scenes is bundled:" in said
+        )
+    assert not (tmp_path / "c").exists()
+
+
 def test_nothing_to_compute_is_an_error(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to compute"):
         precompute(str(shards), str(tmp_path / "c"), None)
@@ -344,6 +357,7 @@ def test_a_yaml_gives_models_by_name_or_with_their_settings(shards: Path, llm: s
 
 def test_the_script_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep.precompute", "--shards", str(tmp_path), "--out", str(tmp_path / "c")]
+    command += ["--vae", "null"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(f"error: {tmp_path} holds no .tar shards")

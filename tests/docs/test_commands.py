@@ -98,6 +98,8 @@ def understand(words: list[str]) -> None:
 
 def understand_lidit(argv: list[str]) -> None:
     """Parse a verb's arguments; of a launched command, launch's and its own."""
+    if argv[:2] == ["prep", "precompute"]:
+        assert {"--vae", "--config"} & set(argv), "it does not say which VAE"
     if argv[0] == "launch":
         at = argv.index("--") if "--" in argv else len(argv)
         dry = [] if "--dry-run" in argv else ["--dry-run"]
@@ -129,6 +131,7 @@ def test_every_command_of_a_page_is_understood(page: Path, folder: Path) -> None
         "lidit fit --config experiments/configs/mini.yaml --model.lerning_rate 1",
         "lidit fit --config experiments/configs/nothing.yaml",
         "lidit launch slurm -- fit --config experiments/configs/mini.yaml --data.batch_size many",
+        "lidit prep precompute --shards shards/small --out cache/small",
         "python -m experiments.nothing",
         "pip install 'lidit[nothing]'",
         "conda install lidit",

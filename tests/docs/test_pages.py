@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from lidit.eval.suites import BENCHMARKS
 
 from lidit.cli import VERBS
+from lidit.eval.suites import BENCHMARKS
 from tests.docs.conftest import MANUAL, PAGES, ROOT
 
 DOCS = ROOT / "docs"

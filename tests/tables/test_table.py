@@ -432,7 +432,7 @@ def tiny_world(
     recipe["trainer"]["callbacks"].append({"class_path": "lidit.callbacks.provenance.Provenance"})
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe))
-    cache = {"out": str(tmp_path / "cache"), "options": f"--shards {recipe['data']['train']} --vae {tiny_vae}"}
+    cache = {"out": str(tmp_path / "cache"), "options": f"--shards {recipe['data']['train']}", "vae": str(tiny_vae)}
     changed = {"config": str(config), "prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
     changed["commands"] = {
         "scene-questions": "python -m experiments.scene_questions score --count 2 --llms LLMS --out OUT",
@@ -497,7 +497,7 @@ def test_a_row_of_the_adapters_table_adapts_the_bundled_unet(
     recipe["trainer"] |= {"max_steps": 3}
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe))
-    cache = {"out": str(tmp_path / "cache"), "options": f"--shards {shards}"}
+    cache = {"out": str(tmp_path / "cache"), "options": f"--shards {shards}", "vae": "bundled:vae"}
     changed = {"prepare": [], "cache": cache, "sample": {"all": "--count_per_task 1 --steps 1"}}
     monkeypatch.setitem(setting.SETTING, "mini", {**setting.SETTING["mini"], **changed})
     folder = tmp_path / "experiments"
