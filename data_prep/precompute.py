@@ -53,8 +53,8 @@ def precompute(
     Args:
         shards: the shards, named in the ways that `ShardData` reads.
         out: folder to write, new or begun with the same arguments.
-        vae: the VAE whose latents are stored, for drawn scenes bundled:vae: a name, or the class with its settings; null:
-            no latents. It has to be said: latents take hours, and training refuses those of another VAE.
+        vae: the VAE whose latents are stored, for drawn scenes bundled:vae: a name, or the class with its settings;
+            null: no latents. It has to be said: latents take hours, and training refuses those of another VAE.
         llms: the LLMs whose features are stored, in the model's order: names, or the class with its settings.
         captions: the kinds of caption whose features are stored.
         dtype: number type of the stored latents and features.

@@ -1,4 +1,4 @@
-"""Functions as commands, and jsonargparse's complaints in a line that names the key and the fix."""
+"""Typed functions as commands, and jsonargparse's errors in one line that names the key and the fix."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def parse_functions(
 ) -> list[dict[str, object]]:
     """Arguments of typed functions from one command line, a dict for each function.
 
-    What they require, or else the first parameter of the first, may be given without its name.
+    Required parameters, or if there are none the first one of the first function, may be given without their names.
 
     Args:
-        functions: their docstrings are the arguments' help, the last one's first line that of the command.
+        functions: typed functions; their docstrings are the arguments' help, and the first line of the last one is the
+            command's help.
         prog: the command's name.
-        argv: what follows it.
-        without: parameters that are not for the command line.
+        argv: the command line after it.
+        without: parameters that the command line does not set.
 
     Raises:
         ArgumentError: the functions do not take these arguments.
@@ -58,7 +59,7 @@ def parse_functions(
 
 
 def take(argv: list[str], option: str) -> tuple[str | None, list[str]]:
-    """An option's value, None where it is not given, and the rest of the command line.
+    """An option's value, or None if it is not given, and the rest of the command line.
 
     Raises:
         ArgumentError: the option has no value.
@@ -74,7 +75,7 @@ def take(argv: list[str], option: str) -> tuple[str | None, list[str]]:
 
 
 def required(function: Callable) -> list[str]:
-    """The parameters without a default."""
+    """The names of a function's parameters without a default."""
     return [name for name, p in inspect.signature(function).parameters.items() if p.default is p.empty]
 
 
@@ -85,8 +86,8 @@ def name_words(argv: list[str], names: list[str], several: bool = False) -> list
 
     Args:
         argv: the command line.
-        names: for words without one, in their order.
-        several: the last name takes any number of words.
+        names: names for the words that have none, in their order.
+        several: whether the last name takes any number of words.
 
     Raises:
         ArgumentError: there are more such words than names.
@@ -108,7 +109,7 @@ def name_words(argv: list[str], names: list[str], several: bool = False) -> list
 
 
 def parse(parser: ArgumentParser, argv: list[str], options: ArgumentParser) -> Namespace:
-    """Parse; on a mistake, say in short what it is, with the near miss among a parser's options.
+    """Parse a command line; a mistake is named in one line, with the most similar of a parser's options.
 
     Raises:
         ArgumentError: with a message of one line.
@@ -124,8 +125,8 @@ def brief(message: str, known: Iterable[str]) -> str:
     """A jsonargparse message in one line.
 
     Args:
-        message: several lines, with every type of a union that did not fit.
-        known: the options there are, for the near miss of one that is not.
+        message: jsonargparse's message of several lines, with every type of a union that did not fit.
+        known: the options that exist, of which the most similar is suggested.
     """
     if missing := re.match(r"the following arguments are required: (.*)", message):
         names = re.sub(r"\b(fit|validate|test)\.", "", missing[1])  # of Lightning's verb
@@ -140,7 +141,7 @@ def brief(message: str, known: Iterable[str]) -> str:
 
 
 def _unknown_key(message: str) -> str | None:
-    """Of a class somewhere in the recipe."""
+    """Explain a key that a class in the recipe does not have."""
     wrong = re.search(r"Option '([^']+)' is not accepted", message)
     if not wrong:
         return None
@@ -151,7 +152,7 @@ def _unknown_key(message: str) -> str | None:
 
 
 def _unknown_class(message: str) -> str | None:
-    """Or an unknown module."""
+    """Explain a class that its module does not have."""
     wrong = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     if not wrong:
         return None
@@ -159,7 +160,7 @@ def _unknown_class(message: str) -> str | None:
 
 
 def _broken_contract(message: str) -> str | None:
-    """Of a class that lacks a method, or whose methods take other arguments."""
+    """Explain a class that lacks a method of its contract, or whose methods take other arguments."""
     wrong = re.search(r"Import path ([\w.]+)\.(\w+) does not implement protocol (\w+)", message)
     if not wrong:
         return None
@@ -167,22 +168,22 @@ def _broken_contract(message: str) -> str | None:
     lacking = [name for name in vars(getattr(contracts, wrong[3])) if name[0] != "_" and not hasattr(kind, name)]
     why = f"it has no {', '.join(lacking)}" if lacking else "its methods take other arguments"
     what = f"{wrong[1]}.{wrong[2]} is no {wrong[3].lower()}: {why}"
-    return f"{_place(message, wrong)}: {what}; lidit.models.contracts.{wrong[3]} says what each is"
+    return f"{_place(message, wrong)}: {what}; lidit.models.contracts.{wrong[3]} describes each"
 
 
 def _wrong_factory(message: str) -> str | None:
-    """Of a class that is made from other arguments than its part is given."""
+    """Explain a class whose constructor needs other arguments than its part is given."""
     wrong = re.search(r"Type \S*Callable\[\[(.*?)\], ([\w.]+)\] expects a function or a callable class", message)
     if not wrong:
         return None
     path = re.search(r"class_path[ =:']*?'([\w.]+)'", message)
     kind = path[1] if path else _given(message)
-    what = f"{kind} is no {_plain(wrong[2])} that ({_plain(wrong[1])}) alone makes"
-    return f"{_place(message, wrong)}: {what}; say its other arguments as init_args, or name another class"
+    what = f"{kind} does not make a {_plain(wrong[2])} from ({_plain(wrong[1])}) alone"
+    return f"{_place(message, wrong)}: {what}; give its other arguments as init_args, or name another class"
 
 
 def _wrong_value(message: str) -> str | None:
-    """Of a plain type."""
+    """Explain a value of a wrong plain type."""
     expected = r"Expected (?!a path|a dot import|a <class 'NoneType'>|<class 'NoneType'>)(?:an? )?(.+?)"
     wrong = list(re.finditer(expected + r"(?:\. Got value: (.*?))?(?:\. Got|\n|$)", message))
     if not wrong:
@@ -193,7 +194,7 @@ def _wrong_value(message: str) -> str | None:
 
 
 def _wrong_kind(message: str) -> str | None:
-    """Where one of several classes has to be named, and something else is."""
+    """Explain a value where one of several classes has to be named."""
     kinds = re.search(r"Subtypes: \[(.*)\]", message)
     if not kinds:
         return None
@@ -201,7 +202,7 @@ def _wrong_kind(message: str) -> str | None:
 
 
 def _place(message: str, end: re.Match) -> str:
-    """The key that something in a message is about, from the outermost in."""
+    """The full key, outermost first, that a message names before a place in it."""
     return ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message[: end.start()]))
 
 
@@ -211,13 +212,13 @@ def _given(message: str) -> str:
 
 
 def _plain(types: str) -> str:
-    """Types as people write them."""
+    """Names of types as people write them."""
     types = re.sub(r"<class '([\w.]+)'>", r"\1", types).removesuffix(", NoneType")
     return re.sub(r"typing\.Literal\[(.*?)\]", lambda m: " or ".join(m[1].split(", ")), types)
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The near miss, or what there is if that is little."""
+    """The end of a message: the most similar of the known names, or all of them if they are few."""
     known = list(known)
     if match := get_close_matches(name, known, n=1):
         return f"; did you mean {match[0]}?"

@@ -1,6 +1,7 @@
-"""What `lidit fit` leaves on disk: a file of one process or DDP, a folder of sharded weights; whole, or torn.
+"""Checkpoints of `lidit fit` on disk: a file of one process or DDP, or a folder of sharded weights.
 
-Nothing in a checkpoint is executed: files are read as weights and settings, and a folder's index may name nothing else.
+Nothing in a checkpoint is executed: files are read as weights and settings, and a folder's index may name only the
+types that an index is made of.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from lidit.disk.folder import checkpoints_in
 
 log = logging.getLogger(__name__)
 
-META = "meta.pt"  # in a folder: all but the sharded tensors; Lightning's name for it
+META = "meta.pt"  # in a folder: all but the sharded tensors; the name is Lightning's
 COMMITTED = ".metadata"  # in a folder: where each tensor is; written last, once every rank has written its part
-INDEX = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")  # its types' modules
+# in a folder's index: the modules of its types, and what else it may name
+INDEX = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 PATHS = {"pathlib.PosixPath", "pathlib._local.PosixPath"}
-PLAIN = {"torch.Size", "torch.serialization._get_layout", "collections.OrderedDict"} | PATHS  # what else it may name
+PLAIN = {"torch.Size", "torch.serialization._get_layout", "collections.OrderedDict"} | PATHS
 WEIGHTS, AVERAGE = "state_dict.", "callbacks.EMA.average."  # names of tensors in a folder
 
 
 def newest(
     folder: Path, expected: dict[str, tuple[int, ...]], tell: Callable[[str], None] = log.warning
 ) -> Path | None:
-    """The newest checkpoint that can be resumed; those passed over are named with the reason.
+    """The newest checkpoint that can be resumed; those that are passed over are named with the reason.
 
     Args:
-        folder: of a run's checkpoints; need not exist.
-        expected: shape of each weight and buffer of the model that is to go on.
-        tell: is told of each that is passed over.
+        folder: folder of a run's checkpoints; it need not exist.
+        expected: shape of each weight and buffer of the model that is to be resumed.
+        tell: called with a message for each checkpoint that is passed over.
     """
     for path in checkpoints_in(folder):
         try:
@@ -52,33 +54,33 @@ def newest(
 
 
 def check_whole(path: Path) -> None:
-    """Refuse what is half a checkpoint.
+    """Refuse an incomplete checkpoint.
 
     Raises:
-        ValueError: it is torn, or none at all.
+        ValueError: the checkpoint is incomplete, or the path holds none.
     """
-    torn = f"{path} is no checkpoint or not a whole one; copy it again, or take an earlier one"
-    if path.is_file() and not is_zipfile(path):  # the end of a file as PyTorch writes them says so
-        raise ValueError(torn)
+    incomplete = f"{path} is not a complete checkpoint; copy it again, or take an earlier one"
+    if path.is_file() and not is_zipfile(path):  # PyTorch writes zip files, whose index comes last
+        raise ValueError(incomplete)
     if path.is_dir():
         parts: dict[str, int] = {}
         for part in _index(path).storage_data.values():
             parts[part.relative_path] = max(parts.get(part.relative_path, 0), part.offset + part.length)
         sizes = {file: (path / file).stat().st_size if (path / file).is_file() else -1 for file in parts}
         if not is_zipfile(path / META) or any(sizes[file] < end for file, end in parts.items()):
-            raise ValueError(torn)
+            raise ValueError(incomplete)
 
 
 def check_llms(trained_with: list[dict], llms: Sequence[Any], source: str) -> None:
-    """Refuse weights that were trained with other features.
+    """Refuse weights that were trained with the features of other LLMs.
 
     Args:
-        trained_with: each LLM's `identity` then; empty where it was not recorded.
+        trained_with: each LLM's `identity` at training; empty if it was not recorded.
         llms: the frozen LLMs that are to be read now.
         source: where the weights came from, named in the error.
 
     Raises:
-        ValueError: naming what differs. Precision and the longest caption may differ.
+        ValueError: an LLM differs in more than precision and longest caption; the message names what differs.
     """
     if trained_with and len(trained_with) != len(llms):
         raise ValueError(
@@ -96,7 +98,7 @@ def check_llms(trained_with: list[dict], llms: Sequence[Any], source: str) -> No
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], source: str) -> None:
-    """Refuse weights that do not fit exactly.
+    """Refuse weights that do not fit a model exactly.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape.
@@ -109,10 +111,10 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight and buffer; no weight is read.
+    """The shape of each weight and buffer in a checkpoint; no weight is read.
 
     Raises:
-        ValueError: it is no checkpoint of `lidit fit`.
+        ValueError: the path holds no checkpoint of `lidit fit`.
     """
     if path.is_dir():
         return {n.removeprefix(WEIGHTS): tuple(e.size) for n, e in _tensors(path) if n.startswith(WEIGHTS)}
@@ -120,10 +122,10 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def record(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; of a file with its tensors, which are read when they are used.
+    """The content of a checkpoint but a folder's tensors; a file's tensors are read from disk when they are used.
 
     Raises:
-        ValueError: it is torn, holds what could run code, or is no checkpoint of TextToImage.
+        ValueError: the checkpoint is incomplete, holds something that could run code, or is not of TextToImage.
     """
     check_whole(path)
     try:
@@ -139,10 +141,10 @@ def record(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 that tells a checkpoint from any other: of a file, its bytes; of a folder, all but its weights' bytes.
+    """SHA-256 that tells a checkpoint from any other: of a file's bytes, or of all in a folder but the weights' bytes.
 
-    A folder's index, its record (step, loss, settings) and the sizes of its parts differ from save to save; reading
-    hundreds of gigabytes would take longer than drawing.
+    A folder's index, its record (step, loss, settings) and the sizes of its parts differ from save to save. To read its
+    hundreds of gigabytes of weights would take longer than to draw.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -157,9 +159,9 @@ class Trained(NamedTuple):
 
     Args:
         config: settings of `TextToImage`.
-        weights: trained weights and buffers, by name.
-        llms: `identity` of each LLM it was trained with; empty where it was not recorded.
-        sizes: width and height in pixels of the training images, the most frequent first; empty likewise.
+        weights: weights and buffers, by name.
+        llms: `identity` of each LLM it was trained with; empty if it was not recorded.
+        sizes: width and height in pixels of the training images, the most frequent first; empty if not recorded.
     """
 
     config: dict[str, Any]
@@ -172,11 +174,11 @@ def read(path: Path, ema: bool) -> Trained:
     """The model of a checkpoint; the optimizer's state is not read.
 
     Args:
-        path: a file or a folder.
-        ema: the averaged weights instead of the trained ones; buffers have no average.
+        path: the checkpoint, a file or a folder.
+        ema: take the averaged weights instead of the trained ones; buffers have no average.
 
     Raises:
-        ValueError: it is no checkpoint of TextToImage, or has no EMA where one is asked for.
+        ValueError: the path holds no checkpoint of TextToImage, or one without the averaged weights asked for.
     """
     found = record(path)
     config = {k: v for k, v in found["hyper_parameters"].items() if not k.startswith("_")}
@@ -195,7 +197,7 @@ def sizes_in(record: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def _read_folder(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trained weights and their average of a folder; of what has an average only that, so one copy is in memory."""
+    """A folder's trained weights and their averages; a weight with an average is not read itself, to save memory."""
     entries = dict(_tensors(path))
     averaged = {n.removeprefix(AVERAGE) for n in entries if ema and n.startswith(AVERAGE)}
     wanted = [n for n in entries if n.startswith(WEIGHTS) and n.removeprefix(WEIGHTS) not in averaged]
@@ -218,16 +220,16 @@ def _index(folder: Path) -> dcp.Metadata:
     """
     file = folder / COMMITTED
     if not file.is_file():
-        raise ValueError(f"{folder} is no checkpoint or not a whole one; copy it again, or take an earlier one")
+        raise ValueError(f"{folder} is not a complete checkpoint; copy it again, or take an earlier one")
     try:
         with file.open("rb") as opened:
             return _IndexReader(opened).load()
     except (EOFError, UnpicklingError) as error:
-        raise ValueError(f"{folder} is not loaded: its index is torn, or could run code ({error})") from None
+        raise ValueError(f"{folder} is not loaded: its index is damaged, or could run code ({error})") from None
 
 
 class _IndexReader(pickle.Unpickler):
-    """An index is a pickle: only the types it is made of are let in."""
+    """Reads an index, which is a pickle, and lets in only the types that an index is made of."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)

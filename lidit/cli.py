@@ -1,7 +1,7 @@
-"""The command line: `lidit VERB ...`. Nothing heavy is imported before a verb is known, so that help is at once.
+"""The command line: `lidit VERB ...`. Nothing heavy is imported before a verb is known, so that help appears at once.
 
 Exit codes: 0 done; 1 the input is wrong; 2 the command line or a recipe is not understood; 75 a run that was told to
-stop has saved and can go on; 130 interrupted.
+stop has saved and can be resumed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str]) -> None:
-    """Find the verb and do it, or print the version.
+    """Find the verb and run it, or print the version.
 
     Raises:
         ArgumentError: there is no such verb, or it does not take these arguments.
@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
 
 
 def do(verb: str, rest: list[str]) -> None:
-    """Import what does the verb, and do it."""
+    """Import the function of a verb, and call it with the rest of the command line."""
     module, function = VERBS[verb][0].split(":")
     command = getattr(import_module(module), function)
     if verb in OWN_WAY:
@@ -78,7 +78,7 @@ def print_help(argv: list[str]) -> None:
 
 
 def complain(error: Exception, code: int) -> int:
-    """Say in one line what is wrong, and return the exit code.
+    """Print in one line what is wrong, and return the exit code.
 
     Raises:
         Exception: the error itself, when the user wants its traceback.

@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder of safetensors and configuration, which `Pipeline.load` reads."""
+"""A checkpoint becomes a folder of safetensors and configuration, which `Pipeline.load` reads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def export(
     """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
 
     Args:
-        checkpoint: a checkpoint of `lidit fit`, or a run's folder: its newest one.
-        out: folder to write; must not exist.
-        ema: the averaged weights instead of the trained ones.
+        checkpoint: a checkpoint of `lidit fit`, or a run's folder for its newest checkpoint.
+        out: the folder to write; it must not exist.
+        ema: write the averaged weights instead of the trained ones.
         dtype: precision of the stored weights.
         trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
     """
@@ -49,9 +49,9 @@ def export(
 
 
 def converted(weights: dict[str, Tensor], trained: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Trained weights in another precision, one after the other out of the given ones; buffers stay as they are."""
-    kept = {}
+    """Trained weights in another precision, and buffers as they are; each is taken out of `weights`, to save memory."""
+    result = {}
     for name in list(weights):
         weight = weights.pop(name)
-        kept[name] = (weight.to(dtype) if name in trained else weight).contiguous()
-    return kept
+        result[name] = (weight.to(dtype) if name in trained else weight).contiguous()
+    return result

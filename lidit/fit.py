@@ -47,67 +47,67 @@ NOISE = (
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI whose complaints are short, and whose loggers write one folder per start of a run."""
+    """LightningCLI with error messages of one line, whose loggers write one folder per start of a run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The verbs, with the arguments of the Trainer's method that the recipe gives otherwise."""
+        """The verbs, each with those arguments of the Trainer's method that are no keys of a recipe."""
         given = {"model", "dataloaders", "datamodule"}
         return {"fit": given | {"train_dataloaders", "val_dataloaders"}, "validate": given, "test": given}
 
     def parse_arguments(self, parser: ArgumentParser, args: list[str]) -> None:
         words, self.preset = completed(args[1:])
         self.config = parse(parser, [args[0], *words], self._subcommand_parsers[args[0]])
-        self.given.preset = None  # its settings are in the recipe now, and the command line's over them
-        # Lightning would put a checkpoint's settings over the recipe's without a word: it learns of it later
+        self.given.preset = None  # its settings are in the recipe now
+        # Lightning would silently override the recipe by the checkpoint's settings, so it gets the path later
         self.ckpt_path, self.given.ckpt_path = self.given.ckpt_path, None
 
     @property
     def given(self) -> Namespace:
-        """The recipe, with the command line laid over it."""
+        """The recipe, as the command line overrides it."""
         return self.config[self.config.subcommand]
 
     def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
-        """What Lightning's own arguments leave out."""
+        """Add the arguments that Lightning does not have."""
         parser.add_argument(
             "--preset",
             type=str | None,
             default=None,
-            help="How another system reads its LLM, such as hunyuan (docs/prompt_encoders.md). It is laid over the"
-            " recipe, and the command line over it.",
+            help="Settings of another system, such as hunyuan (docs/prompt_encoders.md). They override the recipe, and"
+            " the command line overrides them.",
         )
         parser.add_argument(
             "--start_from",
             type=str | None,
             default=None,
             help="Weights to begin with: `bundled:NAME`, an exported folder, or a checkpoint, whose averaged weights"
-            " are taken; training starts anew, from step 0. To go on with a run, say --ckpt_path.",
+            " are taken. Training starts at step 0; to resume a run, say --ckpt_path.",
         )
         parser.add_argument(
             "--start_part",
             type=Literal["backbone", "prompt_encoder"] | None,
             default=None,
-            help="Take only this part's weights of --start_from, as for a backbone that another LLM is put before; the"
-            " other part begins anew. By default, all.",
+            help="Take only this part's weights from --start_from, such as the backbone's if the LLM is another; the"
+            " other part gets new weights. By default, both parts are taken.",
         )
         parser.add_argument(
             "--run",
             type=str | None,
             default=None,
-            help="The run's folder, such as runs/first: every start logs into a version_N of it, and checkpoints are in"
-            " its checkpoints; told to stop (SIGUSR1, SIGTERM), it saves first; `lidit runs` shows its state. Without"
-            " it, each start is a run of its own.",
+            help="The run's folder, such as runs/first. Each start logs into its folder version_N, and checkpoints are"
+            " in its folder checkpoints. When the run is told to stop (SIGUSR1, SIGTERM), it saves first. `lidit runs`"
+            " shows its state. Without --run, each start is a run of its own.",
         )
         parser.add_argument(
             "--resume",
             type=Literal["auto"] | None,
             default=None,
-            help="auto: go on from the run's newest checkpoint that is whole and fits; begin where there is none.",
+            help="auto: resume from the run's newest checkpoint that is complete and fits; begin if there is none.",
         )
         parser.add_class_arguments(Parallel, "parallel")
 
     def before_instantiate_classes(self) -> None:
-        """Settle where things are written; loggers that write to one place would count on from each other's folder."""
+        """Decide where things are written; loggers of one folder get one version, or they would count each other's."""
         given = self.given
         if self.preset:
             rank_zero_info(described(self.preset, given.model))
@@ -121,7 +121,7 @@ class RecipeCLI(LightningCLI):
                 init.version = CSVLogger(init.save_dir, init.name).version
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """Find the checkpoint to go on from, choose the strategy where the recipe does not; let a run be preempted."""
+        """Find the checkpoint to resume, choose a strategy if the recipe names none, and let a run be preempted."""
         given, model = self.config_init[self.config.subcommand], self.model
         if SLURMEnvironment.detect() and not given.trainer.plugins:  # Lightning's own requeue saves in the handler
             kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
@@ -139,13 +139,13 @@ class RecipeCLI(LightningCLI):
         """Give the model the weights it starts from.
 
         Raises:
-            ValueError: the weights are of another model, or what is asked for contradicts itself.
+            ValueError: the weights are of another model, or two options contradict each other.
         """
         given = self.config_init[self.config.subcommand]
         if given.start_from and given.ckpt_path and not given.resume:
-            raise ValueError("--start_from begins anew and --ckpt_path goes on with a run; give one of them")
+            raise ValueError("--start_from begins at step 0 and --ckpt_path resumes a run; give one of them")
         if given.start_part and not given.start_from:
-            raise ValueError(f"--start_part {given.start_part} is a part of what --start_from names; name it")
+            raise ValueError(f"--start_part {given.start_part} is a part of a model; name the model with --start_from")
         if given.start_from and not given.ckpt_path:
             found = read(given.start_from)
             if given.start_part:
@@ -157,14 +157,14 @@ class RecipeCLI(LightningCLI):
 
 
 def numbered(given: Namespace) -> list[Namespace]:
-    """The settings of those of a recipe's loggers that number their runs."""
+    """The settings of those loggers in a recipe that number their runs."""
     loggers = given.trainer.logger if isinstance(given.trainer.logger, list) else [given.trainer.logger]
     named = [logger for logger in loggers if isinstance(logger, Namespace)]  # others: True, False, None
     return [logger.init_args for logger in named if logger.class_path.rpartition(".")[2] in NUMBERED]
 
 
 def lay_out(given: Namespace, folder: Path) -> None:
-    """Let loggers and checkpoints of a recipe write into a run's folder, where the recipe does not say otherwise."""
+    """Make a recipe's loggers, and its checkpoints if they have no folder yet, write into a run's folder."""
     given.trainer.default_root_dir = str(folder)
     for init in numbered(given):
         init.save_dir, init.name = str(folder.parent), folder.name
@@ -174,21 +174,21 @@ def lay_out(given: Namespace, folder: Path) -> None:
 
 
 def attended(callbacks: list[Callback], run: Path) -> list[Callback]:
-    """A recipe's callbacks, and what a run with a folder has besides: its state, checkpoints, saving when signalled."""
+    """A recipe's callbacks, and those that a run with a folder needs: state, checkpoints, and saving when stopped."""
     own = (Record(str(run)), Checkpoints(folder=str(run / CHECKPOINTS)), Preemption())
     return callbacks + [c for c in own if not any(isinstance(there, type(c)) for there in callbacks)]
 
 
 def resumed(model: TextToImage, run: str | None, resume: str | None, ckpt_path: str | None) -> str | None:
-    """The checkpoint to go on from; None: begin.
+    """The checkpoint to resume, or None to begin.
 
     Raises:
-        ValueError: it is not said which, or the run's folder holds another run.
+        ValueError: the options contradict each other, or the run's folder already holds a run.
     """
     if resume and ckpt_path:
         raise ValueError("--resume auto finds the checkpoint itself, and --ckpt_path names one; give one of them")
     if resume and not run:
-        raise ValueError("--resume auto goes on with a run: name its folder, such as --run runs/first")
+        raise ValueError("--resume auto resumes a run: name its folder, such as --run runs/first")
     folder = Path(run) / CHECKPOINTS
     if resume:
         found = newest(folder, model.shapes(), rank_zero_info)
@@ -204,8 +204,8 @@ def run(verb: str, argv: list[str], kind: type[RecipeCLI] | None = None) -> Reci
 
     Args:
         verb: fit, validate or test.
-        argv: what follows it.
-        kind: of command line, RecipeCLI by default.
+        argv: the command line after the verb.
+        kind: class of the command line, by default RecipeCLI.
 
     Raises:
         ArgumentError: the recipe or the command line is not understood.
@@ -229,7 +229,7 @@ def run(verb: str, argv: list[str], kind: type[RecipeCLI] | None = None) -> Reci
 
 
 def explained(message: str) -> str:
-    """What Lightning or PyTorch says of this machine, with the fix."""
+    """A message of Lightning or PyTorch, replaced by one with the fix if it is about this machine."""
     if "EADDRINUSE" in message:
         port = os.environ.get("MASTER_PORT", "?")
         return (
@@ -245,7 +245,7 @@ def explained(message: str) -> str:
 
 
 def quiet() -> None:
-    """Leave out what Lightning says at every start and nobody can act on."""
+    """Hide the messages that Lightning prints at every start and that nobody can act on."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)

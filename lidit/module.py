@@ -1,4 +1,4 @@
-"""LI-DiT as a LightningModule: images and prompts to latents and features, an objective, a loss."""
+"""LI-DiT as a LightningModule: images and prompts become latents and features, and the objective makes the loss."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch.distributed.tensor import DTensor
 
 from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
+from lidit.draws import Draws, SharedDraws
 from lidit.lightning_private import batches_done, has_trainer, share
 from lidit.models.contracts import Features, KeysValues, Objective, Text, check_backbone, check_encoder, check_objective
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
-from lidit.objectives import Draws, SharedDraws
 from lidit.optimizers import adamw, muon
 from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
 
 
 def freeze(model: nn.Module, trained: list[str] | None) -> None:
-    """Let only weights with one of these in their names be trained; none: all.
+    """Train only the weights whose names contain an entry of `trained`, or all weights if it is None.
 
     Raises:
-        ValueError: one is in no name.
+        ValueError: an entry is in no weight's name.
     """
     names = [name for name, _ in model.named_parameters()]
     for part in trained or []:
         if not any(part in name for name in names):
-            raise ValueError(f"model.trained names {part!r}, which is in no weight's name; one is {names[0]}")
+            raise ValueError(f"model.trained names {part!r}, which is in no weight's name; one name is {names[0]}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained is None or any(part in name for part in trained))
 
@@ -42,25 +42,26 @@ def freeze(model: nn.Module, trained: list[str] | None) -> None:
 class TextToImage(LightningModule):
     """A text-to-image diffusion model: frozen LLMs and VAE, a trained prompt encoder and backbone.
 
-    The frozen models are held outside the module tree: no checkpoint, EMA copy or shard mentions them. What the parts
-    must have, `lidit/models/contracts.py` says.
+    The frozen models are held outside the module tree: no checkpoint, EMA copy or shard holds them.
+    `lidit/models/contracts.py` describes what each part must have.
 
     Args:
         llms: the frozen LLMs that read the prompt, in the order of the prompt encoder's branches.
         vae: the frozen autoencoder.
-        prompt_encoder: from features to text; made from the LLMs' widths and the backbone's width.
-        backbone: from noisy latent, time and text to a prediction; made from the latent's channels.
-        objective: what is predicted and how it is trained.
+        prompt_encoder: makes the prompt encoder (features to text) from the LLMs' widths and the backbone's width.
+        backbone: makes the backbone (noisy latent, time and text to prediction) from the latent's channels.
+        objective: what the model predicts and how it is trained.
         learning_rate: peak learning rate.
         weight_decay: weight decay of matrices; vectors have none. UNSTATED: the paper does not say which weights decay.
         betas: AdamW's betas. UNSTATED: the paper gives none.
         optimizer: adamw, as in the paper, or muon for hidden matrices; see `lidit/optimizers.py`.
-        trained: parts of the names of the weights that are trained, such as prompt_encoder; none: all.
-        warmup_steps: steps over which the learning rate rises linearly.
-        cosine: after the warm-up, decay to zero at trainer.max_steps; False keeps the peak, as the paper does.
+        trained: the weights to train, by parts of their names, such as prompt_encoder; null trains all.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        cosine: after the warm-up, let the learning rate decay to zero at trainer.max_steps; False keeps the
+            peak, as the paper does.
 
     Raises:
-        ValueError: the objective lacks something.
+        ValueError: the objective breaks its contract.
     """
 
     def __init__(
@@ -88,18 +89,18 @@ class TextToImage(LightningModule):
         self.prompt_encoder: nn.Module | None = None
         self.backbone: nn.Module | None = None
         self.parallel = Parallel()  # `lidit fit` sets the recipe's
-        self._seed: int | None = None  # of a run that goes on
+        self._seed: int | None = None  # read from the checkpoint of a run that is resumed
 
     def encode_prompts(self, prompts: list[str]) -> list[Features]:
         """Each frozen LLM's features of the prompts, as the prompt encoder reads them."""
         return [llm.load(self.device)(prompts) for llm in self.llms]
 
     def predict(self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], features: list[Features]) -> Tensor:
-        """The objective's prediction; the refiners' gates read the time, so the text is encoded for every t."""
+        """The backbone's prediction (b c h w); the refiners' gates read the time, so text is encoded for every t."""
         return self.backbone(x_t, t, self.prompt_encoder(features, t))
 
     def predictor(self, features: list[Features]) -> Callable[[Tensor, Tensor], Tensor]:
-        """A `predict` bound to these prompts, for sampling; a text that does not depend on the time is made once."""
+        """A `predict` bound to these prompts, for sampling. A text that does not depend on time is encoded once."""
         if not self.prompt_encoder.timeless:
             return lambda x_t, t: self.predict(x_t, t, features)
 
@@ -116,13 +117,13 @@ class TextToImage(LightningModule):
         return predict
 
     def loss(self, batch: Batch, generator: Draws = None) -> tuple[Tensor, Tensor]:
-        """Per-sample loss (b) and the times (b) it was taken at."""
+        """The loss of each sample (b), and the times (b) at which it was measured."""
         latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
         features = batch.features if batch.features is not None else self._encode_together(batch.prompt)
         return self.objective.loss(lambda x_t, t: self.predict(x_t, t, features), latent, generator)
 
     def _encode_together(self, prompts: list[str]) -> list[Features]:
-        """As `encode_prompts`, on all ranks: those of a node read the LLMs one after the other."""
+        """As `encode_prompts`, but called by all ranks: the ranks of a node load the LLMs one after another."""
         if has_trainer(self) and not all(llm.loaded for llm in self.llms):
             load_in_turn(self.llms, self.device, self.trainer.local_rank, self.trainer.num_devices)
         return self.encode_prompts(prompts)
@@ -133,23 +134,23 @@ class TextToImage(LightningModule):
         return loss.mean()
 
     def _draws(self) -> SharedDraws:
-        """The batch's noise and times: decided by the run's seed and how many batches came before, hence resumable."""
+        """The batch's noise and times; the run's seed and the number of earlier batches decide them (exact resume)."""
         return self._shared([self.seed, batches_done(self.trainer)], self.device)
 
     @property
     def seed(self) -> int:
-        """Of the run's noise and times; a run that goes on keeps the one it began with."""
+        """The seed of the run's noise and times; a resumed run keeps the seed it began with."""
         return torch.initial_seed() if self._seed is None else self._seed
 
     def _shared(self, seed: list[int], device: torch.device | str) -> SharedDraws:
         return SharedDraws(seed, device, *share(self.trainer))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss at the same noise and times in every validation, on any device and number of ranks."""
+        """Log the loss at the same noise and times in every validation, on any device and number of ranks."""
         self._evaluate(batch, batch_idx, "val/loss")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As validation, on the test shards."""
+        """Log the loss on the test shards, measured as in validation."""
         self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Batch, batch_idx: int, name: str) -> None:
@@ -157,21 +158,21 @@ class TextToImage(LightningModule):
         self.log(name, loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> dict:
-        """The chosen optimizer, with warm-up.
+        """The chosen optimizer, and the schedule of its learning rate.
 
         Raises:
-            ValueError: it does not work with sharded weights.
+            ValueError: the weights are sharded and the optimizer is muon.
         """
         if self.optimizer == "muon" and any(isinstance(p, DTensor) for p in self.parameters()):
             raise ValueError("muon needs whole matrices; train sharded weights with model.optimizer adamw")
         make = {"adamw": adamw, "muon": muon}[self.optimizer]
         optimizer = make(self, self.learning_rate, self.betas, self.weight_decay)
-        # a plain function: of a bound method LambdaLR would save the attributes, which are not its to save
+        # a plain function, because LambdaLR would save the attributes of a bound method
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate(self, step: int) -> float:
-        """Learning rate at a step as a share of the peak."""
+        """The learning rate at a step, as a share of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if not self.cosine:
@@ -183,7 +184,7 @@ class TextToImage(LightningModule):
         """The backbone and the prompt encoder, with new weights.
 
         Raises:
-            ValueError: one of them lacks something.
+            ValueError: one of them breaks its contract.
         """
         backbone = self.make_backbone(self.vae.channels)
         check_backbone(backbone)
@@ -192,7 +193,7 @@ class TextToImage(LightningModule):
         return backbone, encoder
 
     def configure_model(self) -> None:
-        """Build what is trained; parsing a recipe builds nothing.
+        """Build the backbone and the prompt encoder, which parsing a recipe does not do.
 
         Raises:
             ValueError: `trained` names no weight.
@@ -206,10 +207,10 @@ class TextToImage(LightningModule):
         self.parallel.apply(self.backbone)
 
     def adopt(self, weights: dict[str, Tensor], source: str) -> None:
-        """Take weights of a model of the same architecture; what is not built yet is built around them.
+        """Take the weights of a model of the same architecture, and build from them what is not built yet.
 
         Args:
-            weights: by their names in a checkpoint.
+            weights: weights and buffers, by their names in a checkpoint.
             source: where the weights came from, named in the error.
 
         Raises:
@@ -222,7 +223,7 @@ class TextToImage(LightningModule):
         held = self.skeleton()
         types = {name: tensor.dtype for name, tensor in held.state_dict().items()}
         held.load_state_dict({name: weight.to(types[name]) for name, weight in weights.items()}, assign=True)
-        if any(buffer.is_meta for buffer in held.buffers()):  # no checkpoint has what a part computes when it is built
+        if any(buffer.is_meta for buffer in held.buffers()):  # computed when built, not saved
             backbone, prompt_encoder = self.build()
             built = nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})
             built.load_state_dict(held.state_dict(), assign=True)
@@ -230,7 +231,7 @@ class TextToImage(LightningModule):
         self._hold(held["backbone"], held["prompt_encoder"])
 
     def setup(self, stage: str) -> None:
-        """Refuse caches that other frozen models made."""
+        """Refuse caches that were made with other frozen models."""
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
 
@@ -250,7 +251,7 @@ class TextToImage(LightningModule):
         self._seed = checkpoint.get("seed")
 
     def check_weights(self, weights: dict[str, Tensor], source: str) -> None:
-        """Refuse weights that do not fit exactly.
+        """Refuse weights that do not fit the model exactly.
 
         Raises:
             ValueError: a tensor is missing, left over or of another shape.
@@ -261,16 +262,16 @@ class TextToImage(LightningModule):
         """Refuse a checkpoint before any of its weights is read.
 
         Raises:
-            ValueError: it is torn, or its weights do not fit exactly.
+            ValueError: the checkpoint is incomplete, or its weights do not fit exactly.
         """
         check_shapes(shapes(path), self.shapes(), str(path))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each weight and buffer, whether the model has been built or not."""
+        """The shape of each weight and buffer by name, whether the model has been built or not."""
         return {name: tuple(weight.shape) for name, weight in self.skeleton().state_dict().items()}
 
     def skeleton(self) -> nn.ModuleDict:
-        """What is trained, by the names of checkpoints, on the meta device: shapes without memory."""
+        """Backbone and prompt encoder on the meta device, with the names of checkpoints: shapes that take no memory."""
         with torch.device("meta"):
             backbone, prompt_encoder = self.build()
         return nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})

@@ -1,11 +1,11 @@
-"""Objectives: how a noisy latent is made, what is regressed and how the time is drawn.
+"""Objectives: how a noisy latent is made, what the model learns to predict, and how the time is drawn.
 
 The one time convention of this project: t in [0, 1], 0 = data, 1 = noise, x_t = (1 - t) x0 + t noise, v = noise - x0.
 `DDPM` (the paper's appendix A.1) keeps t and v but has a path of its own, x_t = alpha(t) x0 + sigma(t) noise.
 
-Both classes answer the same calls, so that training and sampling need not know which one they hold:
-`loss`, `sample_t`, `times`, `alpha_sigma`, `x_t`, `to_velocity`, `to_noise`, `to_x0`, and `predicts`, which names what
-the model is asked for. Letters: b batch, c h w latent.
+Both classes have the same methods, so that training and sampling need not know which one they hold: `loss`, `sample_t`,
+`times`, `alpha_sigma`, `x_t`, `to_velocity`, `to_noise`, `to_x0`; and `predicts`, which names what the model predicts.
+Letters: b batch, c h w latent.
 """
 
 from __future__ import annotations
@@ -14,53 +14,32 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lidit.draws import Draws, draw
 
-class SharedDraws:
-    """Random numbers for a global batch, of which a rank takes its rows: the same for any number of ranks.
-
-    Args:
-        seed: numbers that decide the draws, such as a run's seed and the batch's number.
-        device: where they are drawn.
-        rank: which share of the batch is this process's.
-        world: equal shares of the batch.
-    """
-
-    def __init__(self, seed: Sequence[int], device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> None:
-        state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-        self.generator = torch.Generator(device).manual_seed(int(state) >> 1)
-        self.rank, self.world = rank, world
-
-
-Draws = torch.Generator | SharedDraws | None
-
-
-def _draw(distribution: Callable, shape: Sequence[int], draws: Draws, device: torch.device | str) -> Tensor:
-    """Draw where the generator lives, so that a generator on the CPU gives every device the same numbers."""
-    if isinstance(draws, SharedDraws):
-        everyone = _draw(distribution, (shape[0] * draws.world, *shape[1:]), draws.generator, device)
-        return everyone.chunk(draws.world)[draws.rank]
-    source = device if draws is None else draws.device
-    return distribution(tuple(shape), generator=draws, device=source).to(device)
+Latent = Float[Tensor, "b c h w"]
+Times = Float[Tensor, " b"]
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""The model, called with noisy latents (b c h w) and times (b), returns a velocity or a noise (b c h w)."""
 
 
 class RectifiedFlow:
     """Rectified flow (Liu et al. 2023) with the time sampling of Stable Diffusion 3 (Esser et al. 2024, section 3.1).
 
-    A latent of m positions needs more noise to be destroyed than one of n < m (section 5.3.2 there), so every time,
-    in training and in sampling alike, moves to a t / (1 + (a - 1) t) with a = sqrt(m / n).
+    A latent of m positions needs more noise to be destroyed than one of n < m positions (section 5.3.2 there). So each
+    time t, in training and in sampling alike, becomes a t / (1 + (a - 1) t) with a = sqrt(m / n).
 
     Args:
-        t_distribution: "logit_normal" draws t = sigmoid(normal), which prefers the middle; "uniform" does not.
-        t_mean: Mean of the normal variable; above 0 prefers noise. Used by "logit_normal" alone.
-        t_std: Standard deviation of the normal variable. Used by "logit_normal" alone.
-        shift: The number a for every size, or "resolution" for sqrt(m / n), which is never taken below 1.
-        base_size: Height and width, in latent pixels, of the size that is not shifted: n = base_size**2.
-            32 is 256 px at 8x down.
+        t_distribution: distribution of times; "logit_normal" draws t = sigmoid(normal), which prefers middle times;
+            "uniform" prefers none.
+        t_mean: mean of the normal variable; above 0, times near noise are more frequent. Used by "logit_normal" alone.
+        t_std: standard deviation of the normal variable. Used by "logit_normal" alone.
+        shift: the number a, for latents of every size; or "resolution" for a = sqrt(m / n), but at least 1.
+        base_size: height and width, in latent pixels, of the size that is not shifted: n = base_size**2.
+            32 is 256 px with a VAE of factor 8.
     """
 
     predicts = "velocity"
@@ -73,7 +52,7 @@ class RectifiedFlow:
         shift: float | Literal["resolution"] = "resolution",
         base_size: int = 32,
     ):
-        # UNSTATED: the paper names no distribution of times; this is Stable Diffusion 3's, and so is the shift.
+        # UNSTATED: the paper names no distribution of times; this one is Stable Diffusion 3's, and so is the shift.
         _one_of("t_distribution", t_distribution, ("logit_normal", "uniform"))
         if isinstance(shift, str):
             _one_of("shift, when it is not a number,", shift, ("resolution",))
@@ -84,33 +63,28 @@ class RectifiedFlow:
         self.t_distribution, self.t_mean, self.t_std = t_distribution, t_mean, t_std
         self.shift, self.base_size = shift, base_size
 
-    def loss(
-        self,
-        predict: Callable[[Tensor, Tensor], Tensor],
-        x0: Float[Tensor, "b c h w"],
-        generator: Draws = None,
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    def loss(self, predict: Predict, x0: Latent, generator: Draws = None) -> tuple[Float[Tensor, " b"], Times]:
         """Mean squared error of the velocity predict(x_t, t), in float32, for each sample; and the times drawn."""
         x0 = x0.float()
         t = self.sample_t(len(x0), x0.shape[-2:], generator, x0.device)
-        noise = _draw(torch.randn, x0.shape, generator, x0.device)
+        noise = draw(torch.randn, x0.shape, generator, x0.device)
         return _squared_error(predict(self.x_t(x0, noise, t), t), noise - x0), t
 
     def sample_t(
-        self,
-        b: int,
-        latent_hw: Sequence[int],
-        generator: Draws = None,
-        device: torch.device | str = "cpu",
-    ) -> Float[Tensor, " b"]:
+        self, b: int, latent_hw: Sequence[int], generator: Draws = None, device: torch.device | str = "cpu"
+    ) -> Times:
         """Times for a batch of b latents of that height and width, shifted."""
         if self.t_distribution == "uniform":
-            return self._shifted(_draw(torch.rand, (b,), generator, device), latent_hw)
-        normal = _draw(torch.randn, (b,), generator, device)
+            return self._shifted(draw(torch.rand, (b,), generator, device), latent_hw)
+        normal = draw(torch.randn, (b,), generator, device)
         return self._shifted(torch.sigmoid(self.t_mean + self.t_std * normal), latent_hw)
 
     def times(self, steps: int, latent_hw: Sequence[int]) -> Float[Tensor, " times"]:
-        """Times of a sampler, decreasing from 1 to 0, with the shift of training."""
+        """Times of a sampler (steps + 1), decreasing from 1 to 0, shifted as in training.
+
+        Raises:
+            ValueError: steps is below 1.
+        """
         if steps < 1:
             raise ValueError(f"steps is {steps}: a sampler needs at least 1 step")
         evenly = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # in float32 the shift would miss 1 by a rounding
@@ -125,31 +99,23 @@ class RectifiedFlow:
         return max(1.0, math.sqrt(math.prod(latent_hw)) / self.base_size)
 
     def alpha_sigma(self, t: Float[Tensor, "*any"]) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
-        """What data and noise are multiplied with at time t: 1 - t and t."""
+        """The factors of data and of noise at time t: 1 - t and t."""
         return 1 - t, t
 
-    def x_t(
-        self, x0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def x_t(self, x0: Latent, noise: Latent, t: Times) -> Latent:
         """The noisy latent (1 - t) x0 + t noise."""
         return _mix(x0, noise, *self.alpha_sigma(t))
 
-    def to_velocity(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def to_velocity(self, prediction: Latent, x_t: Latent, t: Times) -> Latent:
         """The velocity in a prediction of this objective: the prediction itself."""
         return prediction
 
-    def to_noise(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def to_noise(self, prediction: Latent, x_t: Latent, t: Times) -> Latent:
         """The noise in a prediction of this objective."""
         return velocity_to_noise(prediction, x_t, *self.alpha_sigma(t))
 
-    def to_x0(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The clean latent in a prediction of this objective: the noise less the velocity."""
+    def to_x0(self, prediction: Latent, x_t: Latent, t: Times) -> Latent:
+        """The clean latent in a prediction of this objective: the noise minus the velocity."""
         return self.to_noise(prediction, x_t, t) - prediction
 
     def _shifted(self, t: Float[Tensor, " n"], latent_hw: Sequence[int]) -> Float[Tensor, " n"]:
@@ -161,11 +127,11 @@ class DDPM:
     """Noise prediction over 1000 discrete steps (Ho et al. 2020), the loss the paper writes in its appendix A.1.
 
     Step k = 0 ... 999 is time t = (k + 1) / 1000; t = 0 is the clean latent, with alpha 1 and sigma 0. A time between
-    two steps is taken to the nearest one. There is no shift: every latent size has the same times.
+    two steps is rounded to the nearest step. There is no shift: every latent size has the same times.
 
     Args:
-        schedule: "linear" has betas evenly spaced from 0.0001 to 0.02 (DDPM, DiT); "scaled_linear" has their square
-            roots evenly spaced, from 0.00085 to 0.012 (Stable Diffusion).
+        schedule: noise schedule; "linear" has betas evenly spaced from 0.0001 to 0.02 (DDPM, DiT); "scaled_linear" has
+            their square roots evenly spaced, from 0.00085 to 0.012 (Stable Diffusion).
     """
 
     # UNSTATED: the paper names no schedule; linear is DiT's, which LI-DiT builds on. There is no cosine schedule: its
@@ -182,82 +148,59 @@ class DDPM:
         # Entry i is alpha-bar at t = i / 1000; the entry in front, 1, is the clean latent.
         self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - roots**power).cumprod(0)])
 
-    def loss(
-        self,
-        predict: Callable[[Tensor, Tensor], Tensor],
-        x0: Float[Tensor, "b c h w"],
-        generator: Draws = None,
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    def loss(self, predict: Predict, x0: Latent, generator: Draws = None) -> tuple[Float[Tensor, " b"], Times]:
         """Mean squared error of the noise predict(x_t, t), in float32, for each sample; and the times drawn."""
         x0 = x0.float()
         t = self.sample_t(len(x0), x0.shape[-2:], generator, x0.device)
-        noise = _draw(torch.randn, x0.shape, generator, x0.device)
+        noise = draw(torch.randn, x0.shape, generator, x0.device)
         return _squared_error(predict(self.x_t(x0, noise, t), t), noise), t
 
     def sample_t(
-        self,
-        b: int,
-        latent_hw: Sequence[int],
-        generator: Draws = None,
-        device: torch.device | str = "cpu",
-    ) -> Float[Tensor, " b"]:
+        self, b: int, latent_hw: Sequence[int], generator: Draws = None, device: torch.device | str = "cpu"
+    ) -> Times:
         """Times for a batch of b latents: each of the 1000 steps is as likely, whatever the size."""
-        step = (_draw(torch.rand, (b,), generator, device) * self.steps).floor().clamp(max=self.steps - 1)
+        step = (draw(torch.rand, (b,), generator, device) * self.steps).floor().clamp(max=self.steps - 1)
         return (step + 1) / self.steps
 
     def times(self, steps: int, latent_hw: Sequence[int]) -> Float[Tensor, " times"]:
-        """Times of a sampler, decreasing from 1 to 0, evenly spaced on the 1000 ("trailing" in Lin et al. 2024)."""
+        """Times of a sampler (steps + 1), decreasing from 1 to 0, evenly spaced ("trailing" in Lin et al. 2024).
+
+        Raises:
+            ValueError: steps is below 1 or above 1000.
+        """
         if not 1 <= steps <= self.steps:
             raise ValueError(f"steps is {steps}: a sampler for DDPM takes 1 to {self.steps} steps")
         return torch.linspace(self.steps, 0, steps + 1, dtype=torch.float64).round().float() / self.steps
 
     def alpha_sigma(self, t: Float[Tensor, "*any"]) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
-        """What data and noise are multiplied with at time t: the roots of alpha-bar and of 1 - alpha-bar."""
+        """The factors of data and of noise at time t: the roots of alpha-bar and of 1 - alpha-bar."""
         alpha_bar = self.alpha_bar.to(t.device)[(t * self.steps).round().long()]
         return alpha_bar.sqrt().to(t.dtype), (1 - alpha_bar).sqrt().to(t.dtype)
 
-    def x_t(
-        self, x0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def x_t(self, x0: Latent, noise: Latent, t: Times) -> Latent:
         """The noisy latent alpha(t) x0 + sigma(t) noise."""
         return _mix(x0, noise, *self.alpha_sigma(t))
 
-    def to_velocity(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def to_velocity(self, prediction: Latent, x_t: Latent, t: Times) -> Latent:
         """The velocity noise - x0 in a prediction of this objective."""
         return noise_to_velocity(prediction, x_t, *self.alpha_sigma(t))
 
-    def to_noise(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def to_noise(self, prediction: Latent, x_t: Latent, t: Times) -> Latent:
         """The noise in a prediction of this objective: the prediction itself."""
         return prediction
 
-    def to_x0(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The clean latent in a prediction of this objective: the noise less the velocity."""
+    def to_x0(self, prediction: Latent, x_t: Latent, t: Times) -> Latent:
+        """The clean latent in a prediction of this objective: the noise minus the velocity."""
         return prediction - self.to_velocity(prediction, x_t, t)
 
 
-def velocity_to_noise(
-    velocity: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    alpha: Float[Tensor, " b"],
-    sigma: Float[Tensor, " b"],
-) -> Float[Tensor, "b c h w"]:
+def velocity_to_noise(velocity: Latent, x_t: Latent, alpha: Float[Tensor, " b"], sigma: Float[Tensor, " b"]) -> Latent:
     """The noise of x_t = alpha x0 + sigma noise from v = noise - x0: (x_t + alpha v) / (alpha + sigma)."""
     alpha, sigma = _per_image(alpha), _per_image(sigma)
     return (x_t + alpha * velocity) / (alpha + sigma)
 
 
-def noise_to_velocity(
-    noise: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    alpha: Float[Tensor, " b"],
-    sigma: Float[Tensor, " b"],
-) -> Float[Tensor, "b c h w"]:
+def noise_to_velocity(noise: Latent, x_t: Latent, alpha: Float[Tensor, " b"], sigma: Float[Tensor, " b"]) -> Latent:
     """The inverse of `velocity_to_noise`: ((alpha + sigma) noise - x_t) / alpha, which needs alpha > 0."""
     alpha, sigma = _per_image(alpha), _per_image(sigma)
     return ((alpha + sigma) * noise - x_t) / alpha

@@ -1,4 +1,4 @@
-"""The optimizers training can choose: AdamW, and Muon for the matrices with AdamW for the rest."""
+"""The optimizers that a recipe can choose: AdamW, and Muon for hidden matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-# Layers that make conditions, or touch inputs and outputs: Muon is for the matrices between hidden states.
+# Parts of names of layers that AdamW trains: they make conditions, or touch inputs or outputs.
 NOT_HIDDEN = ("modulation", "gates", "time", "pool", "project", "final")
 
 
 class WideMuon(Muon):
-    """PyTorch's Muon, orthogonalising in float32 on the CPU: without units for it bfloat16 is fifty times slower there.
+    """PyTorch's Muon, but orthogonalising in float32 on the CPU, where bfloat16 can be fifty times slower.
 
-    Of its options it knows those that `MuonAdamW` sets.
+    It supports only those of Muon's options that `MuonAdamW` sets.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One step."""
+        """Update the parameters once."""
         if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
             super().step()
             return
@@ -37,7 +37,7 @@ class WideMuon(Muon):
 
 
 def orthogonal(x: Float[Tensor, "a b"], steps: int = 5) -> Float[Tensor, "a b"]:
-    """The matrix with all singular values near 1, by Newton-Schulz steps with the coefficients of Jordan et al."""
+    """The matrix with all its singular values moved near 1, by Newton-Schulz steps (coefficients of Jordan et al.)."""
     wide = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(steps):
@@ -56,9 +56,9 @@ class MuonAdamW(Optimizer):
         matrices: parameters of two dimensions, for Muon.
         others: all other parameters, as groups for AdamW.
         lr: learning rate of both.
-        betas: of AdamW.
-        weight_decay: of both; a group of `others` may name its own.
-        momentum: of Muon.
+        betas: AdamW's betas.
+        weight_decay: weight decay of both; a group of `others` may name its own.
+        momentum: Muon's momentum.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The parts work on this optimizer's groups and state: schedulers and checkpoints see one optimizer."""
+        """Let both parts use this optimizer's groups and state, so that schedulers and checkpoints see only one."""
         muon, adamw = self.parts
         muon.param_groups = [group for group in self.param_groups if "momentum" in group]
         adamw.param_groups = [group for group in self.param_groups if "momentum" not in group]
@@ -86,7 +86,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step of both."""
+        """Update all parameters once; the result is that of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -96,13 +96,13 @@ class MuonAdamW(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a checkpoint."""
+        """Take over the state that a checkpoint holds."""
         super().load_state_dict(state_dict)
         self._share()
 
 
 def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
-    """AdamW; vectors (biases, norms) do not decay."""
+    """AdamW for a model; vectors (biases, norms) do not decay."""
     return AdamW(_groups(_trained(model).values(), weight_decay), lr, betas)
 
 
@@ -119,7 +119,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_muons(name: str, parameter: nn.Parameter) -> bool:
-    """Whether `muon` trains a parameter of a name with Muon."""
+    """Whether `muon` trains the parameter of this name with Muon rather than AdamW."""
     return parameter.ndim == 2 and not any(part in piece for piece in name.split(".") for part in NOT_HIDDEN)
 
 

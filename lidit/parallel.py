@@ -1,7 +1,7 @@
-"""How a built model is spread over ranks: activation checkpointing, compilation, FSDP2, in that order, from outside.
+"""How a built model is made to run on many ranks: activation checkpointing, compilation and FSDP2, in that order.
 
-Models know no process group. What follows is done to them after they are built, and leaves their weights' names alone,
-so that a checkpoint fits any number of ranks.
+Models know no process group. The functions here change a model from outside after it is built, and leave the names of
+its weights as they are, so that a checkpoint fits any number of ranks.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch.utils.checkpoint import checkpoint
 from lidit.models.llm import FrozenLLM
 
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "AdamW": 8, "EMA": 4}  # all float32
-SHARE = 0.6  # of a device's memory that these may fill; the rest is for activations and what is gathered
+SHARE = 0.6  # share of a device's memory that these may fill; the rest is for activations and gathered weights
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """What a recipe's `parallel` section sets, with any strategy.
+    """The settings of a recipe's `parallel` section, which work with any strategy.
 
     Args:
-        checkpoint_every: recompute the activations of every n-th backbone block in the backward pass instead of keeping
-            them; 1: of all, 0: of none.
+        checkpoint_every: recompute the activations of every n-th backbone block in the backward pass instead of storing
+            them; 1 means every block, 0 none.
         compile: compile each backbone block with torch.compile.
-        compile_backend: of torch.compile.
+        compile_backend: backend of torch.compile.
     """
 
     checkpoint_every: int = 0
@@ -47,7 +47,7 @@ class Parallel:
         """Checkpoint and compile the blocks of a built backbone; sharding comes after this.
 
         Raises:
-            ValueError: it has no blocks for that.
+            ValueError: the backbone has no blocks.
         """
         if (self.checkpoint_every or self.compile) and not len(backbone.blocks):
             raise ValueError("this backbone has no blocks to checkpoint or compile; leave out the recipe's `parallel`")
@@ -68,11 +68,11 @@ def shard(modules: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype = tor
     """FSDP2: each rank keeps its share of every weight and gathers a unit's weights only while it runs.
 
     Args:
-        modules: the units; what contains a unit comes after it.
-        mesh: one dimension: shard over it; two: replicate over the first, shard over the second.
-        compute: dtype of gathered weights; shares, gradients' sums and the optimizer stay in float32.
+        modules: the units; a module that contains a unit comes after it.
+        mesh: with one dimension, shard over it; with two, replicate over the first and shard over the second.
+        compute: dtype of gathered weights; shares, sums of gradients and the optimizer stay in float32.
     """
-    # Inputs keep their dtype: the time in bfloat16 would have three digits. The roots too give back what they gathered
+    # Inputs keep their dtype: the time in bfloat16 would have three digits. The roots, too, free their gathered weights
     # after the forward pass, so that outside of a pass every parameter is this rank's share.
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in modules:
@@ -85,9 +85,9 @@ def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) ->
     """Give every rank its share of rank 0's weights.
 
     Args:
-        module: sharded; on the other ranks it may be on the meta device.
-        whole: rank 0's weights and buffers; empty elsewhere.
-        device: where the shares live.
+        module: the sharded module; on the other ranks it may be on the meta device.
+        whole: rank 0's weights and buffers; empty on the other ranks.
+        device: device of the shares.
     """
     if any(p.is_meta for p in (*module.parameters(), *module.buffers())):
         module.to_empty(device=device)
@@ -96,7 +96,7 @@ def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) ->
     set_model_state_dict(module, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     saved = module.state_dict().keys()
     for name, buffer in module.named_buffers():
-        if name not in saved:  # computed when a model is built
+        if name not in saved:  # computed when the model is built
             torch.distributed.broadcast(buffer, 0)
 
 
@@ -121,7 +121,7 @@ def _sharded(module: nn.Module) -> Iterator[FSDPModule]:
 
 
 def agree_on_statistics(module: nn.Module) -> None:
-    """Let what measures the data (it has a `reduce`) see the data of all ranks; where there is one, nothing changes."""
+    """Let modules that measure the data (those with a `reduce`) measure it over all ranks, if there are several."""
     if _several_ranks():
         for part in module.modules():
             if hasattr(part, "reduce"):
@@ -138,24 +138,24 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def load_in_turn(models: Sequence[FrozenLLM], device: torch.device, local_rank: int, ranks: int) -> None:
-    """Load frozen models on one rank of a node after the other, so that the node's memory holds one being read.
+    """Load frozen models on a node's ranks one after another, so that its memory holds only one that is being read.
 
     Args:
-        models: what to load.
-        device: of this rank.
-        local_rank: of this process on its node.
-        ranks: processes on a node.
+        models: the models to load.
+        device: device of this rank.
+        local_rank: rank of this process on its node.
+        ranks: number of processes on a node.
     """
     for turn in range(ranks):
         for model in models:
-            if turn == local_rank or model.distribute:  # what is shared is read by rank 0, with all ranks
+            if turn == local_rank or model.distribute:  # rank 0 reads a sharded model, and all ranks take part
                 model.load(device)
         if _several_ranks():
             torch.distributed.barrier()
 
 
 def share_llms(llms: Sequence[FrozenLLM]) -> None:
-    """Let those that are to be sharded be spread over the ranks when they are loaded, if there are several."""
+    """Make the LLMs with `sharded` spread over the ranks when they are loaded, if there are several ranks."""
     for llm in llms:
         if llm.sharded and _several_ranks():
             llm.distribute = read_share
@@ -177,10 +177,10 @@ def choose(parameters: int, ema: bool, memory: int, others: int = 0) -> tuple[st
     """The strategy for several ranks, and why: ddp where the model fits on each, since it communicates least.
 
     Args:
-        parameters: trained.
-        ema: an average of the weights is kept.
-        memory: bytes of a rank's device.
-        others: bytes that frozen models take on each rank.
+        parameters: number of trained parameters.
+        ema: whether there is an EMA copy of the weights.
+        memory: memory of a rank's device in bytes.
+        others: memory that frozen models take on each rank in bytes.
 
     Returns:
         `ddp` or `sharded`, and the reason in a sentence.

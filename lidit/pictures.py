@@ -18,7 +18,7 @@ def parse_size(size: str) -> tuple[int, int]:
     """Width and height in pixels of a size such as '96x64'.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the text is not of that form.
     """
     width, _, height = size.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
@@ -30,7 +30,7 @@ def tiled(images: list[np.ndarray]) -> np.ndarray:
     """Images of one size (h w 3) side by side in a square, row by row, without a gap.
 
     Raises:
-        ValueError: their number is no square.
+        ValueError: the number of images is no square.
     """
     side = math.isqrt(len(images))
     if side * side != len(images):
@@ -39,7 +39,7 @@ def tiled(images: list[np.ndarray]) -> np.ndarray:
 
 
 def grid(images: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Images of one size side by side in reading order, near a square, on white."""
+    """Images of one size side by side on white, row by row, in a picture that is nearly square."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width = images[0].shape[:2]

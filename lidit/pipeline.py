@@ -1,4 +1,4 @@
-"""From a checkpoint or an exported folder and prompts to images."""
+"""A checkpoint or an exported folder, and prompts, become images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pipeline:
     """A trained model, ready to draw.
 
     Args:
-        model: built and loaded, for example by `Pipeline.load`.
+        model: the model, built and loaded, for example by `Pipeline.load`.
         sizes: width and height in pixels of the images it was trained on, the most frequent first.
     """
 
@@ -46,12 +46,12 @@ class Pipeline:
 
         Args:
             source: where the weights are.
-            ema: from a checkpoint, take the averaged weights; a checkpoint without them is an error then.
-            trust: modules besides lidit whose classes it may name.
+            ema: take a checkpoint's averaged weights; a checkpoint without them is then an error.
+            trust: modules besides lidit whose classes the model's configuration may name.
 
         Raises:
-            FileNotFoundError: there is nothing at that place.
-            ValueError: what is there is no such folder or checkpoint, or its weights do not fit its architecture.
+            FileNotFoundError: there is nothing at `source`.
+            ValueError: `source` holds no such folder or checkpoint, or its weights do not fit its architecture.
         """
         found = read(source, ema)
         model = build(found.config, trust)
@@ -63,7 +63,7 @@ class Pipeline:
         """Width and height in pixels of most images it was trained on.
 
         Raises:
-            ValueError: the checkpoint is of a version that did not record them.
+            ValueError: the checkpoint is of a version that did not record sizes.
         """
         return most_frequent(self.sizes)
 
@@ -81,13 +81,13 @@ class Pipeline:
         """Clean latents for prompts, from given noise.
 
         Args:
-            prompts: one per image.
-            noise: the starting points.
-            steps: of the sampler.
+            prompts: prompts, one per image.
+            noise: starting noise, one per image.
+            steps: number of sampler steps.
             guidance: classifier-free guidance scale; 1 is none.
             sampler: euler, heun or ddim; by default the first that fits the objective.
             interval: lowest and highest time with guidance.
-            watch: is shown what the clean latents would be, at each evaluation.
+            watch: called at each evaluation with the clean latents that follow from the prediction.
         """
         model, b = self.model, len(prompts)
         features = model.encode_prompts([*prompts, *[""] * b])
@@ -109,8 +109,8 @@ class Pipeline:
         vae = self.model.vae
         step = vae.factor * self.model.backbone.patch
         if width < step or height < step or width % step or height % step:
-            near = dict.fromkeys(f"{fit(width, step, up)}x{fit(height, step, up)}" for up in (False, True))
-            raise ValueError(f"a size of {width}x{height} does not divide by {step}; take {' or '.join(near)}")
+            near = dict.fromkeys(f"{_multiple(width, step, up)}x{_multiple(height, step, up)}" for up in (False, True))
+            raise ValueError(f"a size of {width}x{height} is not divisible by {step}; take {' or '.join(near)}")
         shape = (vae.channels, height // vae.factor, width // vae.factor)
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
@@ -127,11 +127,11 @@ class Pipeline:
         """Images uint8 (h w 3), one per prompt and seed; an image depends on its own prompt and seed alone.
 
         Args:
-            prompts: one per image.
-            seeds: of the noise, one per image.
+            prompts: prompts, one per image.
+            seeds: seeds of the noise, one per image.
             size: width and height in pixels; by default those of most training images.
-            batch_size: images drawn at once.
-            steps: of the sampler.
+            batch_size: number of images drawn at once.
+            steps: number of sampler steps.
             guidance: classifier-free guidance scale; 1 is none.
             sampler: as for `latents`.
         """
@@ -143,20 +143,20 @@ class Pipeline:
         return images
 
 
-def fit(side: int, step: int, up: bool) -> int:
+def _multiple(side: int, step: int, up: bool) -> int:
     """The nearest multiple of a step below or above a side, at least one step."""
     return max(1, -(-side // step) if up else side // step) * step
 
 
 def build(config: dict, trust: Sequence[str] = ()) -> TextToImage:
-    """A TextToImage from the configuration a checkpoint or an exported folder carries; weights come later.
+    """A TextToImage without weights, from the configuration in a checkpoint or an exported folder.
 
     Args:
         config: the settings of the model, as any version of lidit wrote them.
         trust: modules besides lidit whose classes the configuration may name; naming one imports it.
 
     Raises:
-        ValueError: it does not fit this version's classes, or names a class of a module that is not trusted.
+        ValueError: the configuration does not fit this version's classes, or names a class that is not trusted.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -171,14 +171,14 @@ def build(config: dict, trust: Sequence[str] = ()) -> TextToImage:
 
 
 def check_trusted(config: object, trust: Sequence[str]) -> None:
-    """Refuse a configuration that names a class outside of lidit, since importing its module would run its code.
+    """Refuse a configuration that names a class from outside lidit: importing the class would run foreign code.
 
     Args:
         config: the settings of a model, or a part of them.
         trust: modules that may be named, with their submodules.
 
     Raises:
-        ValueError: naming the class, and how to allow it.
+        ValueError: a class is not trusted; the message names it and says how to trust it.
     """
     if isinstance(config, list | tuple):
         for part in config:
@@ -202,16 +202,16 @@ def _check_path(path: object, modules: Sequence[str]) -> None:
 
 
 def read(source: str, ema: bool = True) -> Trained:
-    """The model at any of the places that `Pipeline.load` names."""
+    """The trained model at any of the places that `Pipeline.load` accepts."""
     path = place(source)
     return read_export(path) if is_export(path) else read_checkpoint(path, ema)
 
 
 def place(source: str) -> Path:
-    """Where a model is: what a name of a bundled one, a path, or the folder of a run (its newest checkpoint) means.
+    """The path of a model that is given as `bundled:NAME`, a path, or a run's folder (its newest checkpoint).
 
     Raises:
-        FileNotFoundError: there is nothing at that place.
+        FileNotFoundError: there is nothing at `source`.
     """
     path = Path(resolve(source))
     if not path.exists():
@@ -222,34 +222,34 @@ def place(source: str) -> Path:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a place holds an exported folder, not a checkpoint; a folder without a checkpoint's index is one."""
+    """Whether a path is an exported folder rather than a checkpoint: a folder without a checkpoint's index."""
     return path.is_dir() and not (path / COMMITTED).exists()
 
 
 def adopt(model: TextToImage, weights: dict[str, Tensor], llms: list[dict], source: str) -> None:
-    """Give a model weights, and build what is trained, if it is not built yet.
+    """Give a model weights; a model that is not built yet is built.
 
     Args:
-        model: as configured.
-        weights: of a model of the same architecture.
-        llms: the identities of the LLMs they were trained with.
+        model: the model as configured.
+        weights: weights and buffers of a model of the same architecture.
+        llms: the identities of the LLMs that the weights were trained with.
         source: where the weights came from, named in the error.
 
     Raises:
-        ValueError: they are of another architecture or were trained with other LLMs.
+        ValueError: the weights are of another architecture or were trained with other LLMs.
     """
     check_llms(llms, model.llms, source)
     model.adopt(weights, source)
 
 
 def adopt_part(model: TextToImage, part: str, weights: dict[str, Tensor], source: str) -> None:
-    """Build what is trained, and give one part of it its weights of another model, whatever the rest of that is.
+    """Build a model, and give one part of it the weights of the same part in another model.
 
     Args:
-        model: as configured.
-        part: backbone or prompt_encoder.
-        weights: of a model with the same part.
-        source: of the weights, for messages.
+        model: the model as configured.
+        part: the part, backbone or prompt_encoder.
+        weights: weights and buffers of a model with the same part.
+        source: where the weights came from, named in the error.
 
     Raises:
         ValueError: the part is of another architecture.
@@ -266,18 +266,18 @@ def size_of(source: str) -> tuple[int, int]:
     """Width and height in pixels of most images that a model was trained on; no weights are read.
 
     Raises:
-        FileNotFoundError: there is nothing at that place.
-        ValueError: it is no model, or does not record its sizes.
+        FileNotFoundError: there is nothing at `source`.
+        ValueError: `source` holds no model, or a model that does not record its sizes.
     """
     path = place(source)
     return most_frequent(sizes_in(read_config(path) if is_export(path) else record(path)))
 
 
 def most_frequent(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The first of the recorded sizes.
+    """The first of the sizes that a model records.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model records none.
     """
     if not sizes:
         raise ValueError("the checkpoint does not record which sizes it was trained on; say --size WIDTHxHEIGHT")
@@ -299,10 +299,10 @@ def read_export(folder: Path) -> Trained:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of its model.
+    """The configuration in an exported folder.
 
     Raises:
-        ValueError: one of its two files is missing, or this one is damaged.
+        ValueError: one of the folder's two files is missing, or the configuration is damaged.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

@@ -1,6 +1,6 @@
-"""A recipe before it is parsed: keys of earlier versions are brought up to date, and a preset is laid over it.
+"""A recipe before it is parsed: keys of earlier versions are updated, and a preset is laid over it.
 
-One rule decides what stands: the recipe's files, over them the preset, over both the command line.
+One rule decides: a preset overrides the recipe's files, and the command line overrides both.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LLMS = "--model.llms"
 
 
 def completed(argv: list[str]) -> tuple[list[str], str | None]:
-    """The command line with its recipes up to date and the preset's settings behind them; and the preset's name.
+    """The command line, with its recipes updated and followed by the preset's settings; and the preset's name.
 
     Args:
-        argv: what follows the verb.
+        argv: the command line after the verb.
 
     Raises:
-        ValueError: there is no such preset, or it sets what a part of the recipe does not have.
+        ValueError: there is no such preset, or it sets an argument that a part of the recipe does not have.
     """
     words, recipes, end = list(argv), [], 0
     for i, option, value in options(argv):
@@ -51,7 +51,7 @@ def completed(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def options(argv: list[str]) -> Iterator[tuple[int, str, str]]:
-    """Each option with a value: where the value stands, the option's name, the value."""
+    """For each option with a value: the index of the word with the value, the option's name, and the value."""
     for i, word in enumerate(argv):
         option, equals, value = word.partition("=")
         if word.startswith("--") and equals:
@@ -61,7 +61,7 @@ def options(argv: list[str]) -> Iterator[tuple[int, str, str]]:
 
 
 def _read(config: str) -> dict[str, Any] | None:
-    """A recipe's file; None where there is none, or no recipe in it: the parser says so."""
+    """The content of a recipe's file, or None if there is none or no recipe in it, which the parser then refuses."""
     path = Path(config)
     if not path.is_file():
         return None
@@ -73,15 +73,15 @@ def _read(config: str) -> dict[str, Any] | None:
 
 
 def laid_over(name: str, preset: Preset, model: dict[str, Any]) -> dict[str, Any]:
-    """What a preset sets of a recipe's model.
+    """The settings of a recipe's model that a preset overrides.
 
     Args:
-        name: the preset's, for messages.
-        preset: its settings.
-        model: the recipe's section of that name.
+        name: the preset's name, for messages.
+        preset: the preset's settings.
+        model: the recipe's section `model`.
 
     Raises:
-        ValueError: a part of the recipe is of a class that has not what the preset sets.
+        ValueError: a part of the recipe is of a class that lacks what the preset sets.
     """
     over: dict[str, Any] = {}
     for part in ("prompt_encoder", "backbone"):
@@ -100,7 +100,7 @@ def laid_over(name: str, preset: Preset, model: dict[str, Any]) -> dict[str, Any
 
 
 def _llms(name: str, preset: Preset, llms: Any, over: bool) -> Any:
-    """LLMs with a preset's settings; what is no list or dict of LLMs stays for the parser to refuse."""
+    """LLMs with a preset's settings; anything but LLMs in lists or dicts is left for the parser to refuse."""
     if isinstance(llms, list):
         return [_llms(name, preset, llm, over) for llm in llms]
     if not isinstance(llms, dict):
@@ -124,7 +124,7 @@ def path_of(kind: type) -> str:
 
 
 def described(name: str, model: Namespace) -> str:
-    """What a preset and the command line over it have made of a recipe's model, in a sentence."""
+    """A sentence that lists what a preset, and the command line over it, have set in a recipe's model."""
     preset, placed = settings(name), []
     parts = [("prompt_encoder", model.prompt_encoder), ("backbone", model.backbone)]
     for part, given in [*parts, *(("llm", llm) for llm in model.llms)]:

@@ -1,4 +1,4 @@
-"""`lidit.Run`: a run's folder, opened to look at; also while it is written, and after it crashed."""
+"""`lidit.Run`: read a run's folder, also while the run is being written and after it crashed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What `lidit fit --run` has left in a folder. Everything is read when it is asked for, so ask again for news.
+    """A run of `lidit fit --run`, as its folder shows it. Each attribute reads the files anew.
 
     Args:
-        path: the folder.
+        path: the run's folder.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is no run.
+        ValueError: the folder holds no run.
     """
 
     def __init__(self, path: str | Path):
@@ -43,17 +43,17 @@ class Run:
 
     @property
     def starts(self) -> list[Path]:
-        """The log folder of each start, the first first."""
+        """The log folder of each start, the oldest first."""
         return starts(self.path)
 
     @property
     def state(self) -> str:
-        """What `lidit runs` says: running, finished, failed, stopped or another of its words."""
+        """The run's state as `lidit runs` shows it: running, finished, failed, stopped or another of its words."""
         return self._line.state
 
     @property
     def error(self) -> str:
-        """Why it failed, as `lidit runs` says it; empty where it did not."""
+        """Why the run failed, as `lidit runs` shows it; empty if it did not fail."""
         return self._line.note
 
     @property
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done, as far as the run has said."""
+        """Number of optimizer steps that the run has reported."""
         ranks = state.read(self.path)
         return max((rank.step for rank in ranks), default=0)
 
@@ -72,7 +72,7 @@ class Run:
         """The recipe of the newest start, with everything the command line set.
 
         Raises:
-            ValueError: no start has got as far as writing it.
+            ValueError: no start has written it yet.
         """
         written = [folder / CONFIG for folder in self.starts if (folder / CONFIG).is_file()]
         if not written:
@@ -83,18 +83,18 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Commit, versions, machine and time, where the recipe has the callback `Provenance`; else empty."""
+        """Commit, versions, machine and time, if the recipe has the callback `Provenance`; else empty."""
         path = self.path / RECORD
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Everything logged, a column for each name, by optimizer step; steps that a later start did again, once.
+        """Everything logged: a column per name and a row per optimizer step, of which the latest start counts.
 
-        `lidit validate` and `test` log at step 0, whatever they look at: what they log is left out.
+        What `lidit validate` and `lidit test` log is left out: they log at step 0, whatever checkpoint they read.
 
         Raises:
-            ValueError: a log has no steps, as of another program or version.
+            ValueError: a log has no column of steps, so another program or version wrote it.
         """
         import pandas as pd
 
@@ -105,14 +105,14 @@ class Run:
             first_again = min(first_again, frame.index.min())
         if not kept:
             return pd.DataFrame(index=pd.Index([], name="step"))
-        # a row for each logger call: one for each step takes what any of them says
+        # each call of the logger made a row: those of one step are merged
         return pd.concat(kept).groupby(level=0).last().sort_index()
 
     def images(self, folder: str | None = None) -> dict[int, Path]:
-        """PNGs that a callback has drawn, by step.
+        """Paths of the PNGs that a callback has drawn, by step.
 
         Args:
-            folder: the callback's, such as `samples` or `judged`; none: the first there is.
+            folder: the callback's folder, such as `samples` or `judged`; None takes the first one.
         """
         drawn = {inner.name for start in self.starts for inner in start.iterdir() if pictures_in(inner)}
         names = [folder] if folder else sorted(drawn)[:1]
@@ -121,15 +121,15 @@ class Run:
 
     @property
     def checkpoints(self) -> dict[int, Path]:
-        """Published checkpoints by step."""
+        """Paths of the checkpoints, by step."""
         return {step_of(path): path for path in reversed(checkpoints_in(self.path / CHECKPOINTS))}
 
     def pipeline(self, step: int | None = None, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
         """The model of a checkpoint, ready to draw.
 
         Args:
-            step: of the checkpoint; none: the newest.
-            ema: take averaged weights; where there are none, that is an error.
+            step: step of the checkpoint; None takes the newest.
+            ema: take averaged weights; a checkpoint without them is then an error.
             trust: modules besides lidit whose classes the checkpoint may name.
 
         Raises:
@@ -145,7 +145,7 @@ class Run:
 
 
 def _read(path: Path) -> pd.DataFrame | None:
-    """A log as a frame by step; None where nothing has been logged yet. A line that is half written is left out."""
+    """A log as a frame by step, or None if nothing is logged yet. A half-written last line is left out."""
     import pandas as pd
 
     if not path.is_file():

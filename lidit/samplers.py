@@ -1,8 +1,8 @@
 """Samplers: from noise to a clean latent, as pure functions of one signature, `sampler(predict, x, times) -> x0`.
 
-`predict(x (b c h w), t (b))` is asked once or twice a step; `times` decreases from 1 (noise) to 0 (data), see the top
-of objectives.py. What predict returns, a velocity or a noise, is each sampler's to say; `sampler_for` refuses a pair
-that does not fit. Each cites its source; none has randomness of its own, so the same noise gives the same latent.
+`predict(x (b c h w), t (b))` is called once or twice a step; `times` decreases from 1 (noise) to 0 (data), see the top
+of objectives.py. Each sampler needs predict to return either a velocity or a noise; `sampler_for` refuses a model that
+returns the other. Samplers draw no random numbers, so the same noise gives the same latent.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def euler(predict: Predict, x: Float[Tensor, "b c h w"], times: Float[Tensor, " 
 def heun(predict: Predict, x: Float[Tensor, "b c h w"], times: Float[Tensor, " times"]) -> Float[Tensor, "b c h w"]:
     """Heun's method on dx/dt = velocity: two evaluations a step, order 2 (Karras et al. 2022, algorithm 1).
 
-    As there, the step that ends at 0 is Euler's: the order stays 2, and the model is not asked at t = 0, a time that
-    training on logit-normal times never draws. So s steps take 2 s - 1 evaluations.
+    As there, the step that ends at 0 is Euler's: the order stays 2, and the model is not called at t = 0, a time that
+    training with logit-normal times never draws. So s steps take 2 s - 1 evaluations.
     """
     for now, later in _intervals(times):
         velocity = _ask(predict, x, now, times)
@@ -49,7 +49,7 @@ def ddim(
 ) -> Float[Tensor, "b c h w"]:
     """Deterministic DDIM on predicted noise: one evaluation a step (Song et al. 2021, equation 12 with eta = 0).
 
-    `alpha_sigma(times)` gives what data and noise are multiplied with at those times; `sampler_for` binds it.
+    `alpha_sigma(times)` gives the factors of data and of noise at those times; `sampler_for` binds it.
     """
     levels = zip(*(values.tolist() for values in alpha_sigma(times)), strict=True)
     for (now, _), (level, next_level) in zip(_intervals(times), pairwise(levels), strict=True):
@@ -69,20 +69,20 @@ def sampler_for(
     """The sampler of that name, ready to be called as sampler(predict, x, times).
 
     Args:
-        name: One of `SAMPLERS`.
-        predicts: What the model gives, "velocity" or "noise": `objective.predicts`.
-        alpha_sigma: The path of the objective: `objective.alpha_sigma`.
+        name: name of the sampler, one of `SAMPLERS`.
+        predicts: what the model predicts, "velocity" or "noise": `objective.predicts`.
+        alpha_sigma: the objective's path from data to noise: `objective.alpha_sigma`.
 
     Raises:
-        ValueError: No sampler has that name, or the one that has it asks for another kind of prediction.
+        ValueError: no sampler has that name, or it needs the other kind of prediction.
     """
     fitting = [known for known, asks_for in ASKS_FOR.items() if asks_for == predicts]
     if name not in SAMPLERS:
         raise ValueError(f"no sampler is called {name!r}: use one of {', '.join(SAMPLERS)}")
     if name not in fitting:
         raise ValueError(
-            f"sampler {name!r} asks for {ASKS_FOR[name]} and this model predicts {predicts}: "
-            f"use one of {', '.join(fitting) or 'none, for no sampler asks for that'}"
+            f"sampler {name!r} needs {ASKS_FOR[name]} and this model predicts {predicts}: "
+            f"use one of {', '.join(fitting) or 'none, for no sampler needs that'}"
         )
     return partial(ddim, alpha_sigma=alpha_sigma) if name == "ddim" else SAMPLERS[name]
 
@@ -90,7 +90,7 @@ def sampler_for(
 def watched(
     predict: Predict, to_x0: Callable[[Tensor, Tensor, Tensor], Tensor], watch: Callable[[Tensor], None]
 ) -> Predict:
-    """The same predict, which shows what clean latent follows from each prediction by the objective's `to_x0`."""
+    """The same predict, which also calls `watch` with the clean latent that follows from each prediction."""
 
     def predict_and_show(x: Tensor, t: Tensor) -> Tensor:
         prediction = predict(x, t)
@@ -103,15 +103,19 @@ def watched(
 def guided(both: Predict, conditional: Predict, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Predict:
     """Classifier-free guidance (Ho & Salimans 2022), u + scale (c - u), as one predict for any sampler.
 
-    Inside the interval the two predictions come from one call on a batch of 2 b. Outside it (Kynkaanniemi et al. 2024:
-    guidance harms at high noise and is idle at low noise), and everywhere for scale 1, where the sum is c, only the
-    conditional b runs. The b samples must be at the same time, as they are in every sampler here.
+    Here c is the prediction with text and u the one without. Within the interval both come from one call on a batch of
+    2 b. Outside of it (Kynkaanniemi et al. 2024: guidance harms at high noise and has no effect at low noise), and
+    everywhere if scale is 1, where the sum is c, only c is predicted. All b samples must be at the same time, as they
+    are in every sampler here.
 
     Args:
-        both: Predicts a batch of 2 b: the first b with their text, the last b, the same latents, without.
-        conditional: Predicts a batch of b with their text.
-        scale: 0 = without text, 1 = no guidance, above 1 = towards the text.
-        interval: Lowest and highest time with guidance, both included.
+        both: predicts a batch of 2 b: the first b with their text, the last b, the same latents, without text.
+        conditional: predicts a batch of b with their text.
+        scale: guidance scale: 0 without text, 1 no guidance, above 1 towards the text.
+        interval: lowest and highest time with guidance, both included.
+
+    Raises:
+        ValueError: the scale is negative or not finite, or the interval is not within 0 to 1.
     """
     low, high = interval
     if not (scale >= 0 and math.isfinite(scale)):
@@ -129,7 +133,7 @@ def guided(both: Predict, conditional: Predict, scale: float, interval: tuple[fl
 
 
 def _intervals(times: Tensor) -> list[tuple[float, float]]:
-    """Pairs of neighbouring times, as numbers: a loop over a tensor on a GPU would wait for it at every step."""
+    """Pairs of neighbouring times as numbers; a loop over a tensor on a GPU would wait for the GPU at every step."""
     intervals = list(pairwise(times.tolist()))
     if not intervals or any(later >= now for now, later in intervals):
         raise ValueError(f"the times of a sampler must be two or more and decrease, not {times.tolist()}")

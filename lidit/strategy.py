@@ -1,8 +1,8 @@
 """The strategy `sharded`: FSDP2 through Lightning, for models that no single device holds.
 
-It adds to Lightning's `ModelParallelStrategy` what that leaves open: the mesh (also replicated over nodes and sharded
-within), the weights one process would have begun with, gradients that are accumulated as shares, and
-averaged weights in its checkpoints. `chosen_strategy` says when it is taken without being asked for.
+It adds what Lightning's `ModelParallelStrategy` lacks: the mesh (also replicated over nodes and sharded within), the
+initial weights that one process would have, gradients that are accumulated as shares, and averaged weights
+in checkpoints. `chosen_strategy` chooses it where a recipe names no strategy.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from lidit.module import TextToImage
 from lidit.parallel import choose, hold_back_all_reduce, shard, spread, units
 
 NAME = "sharded"
-COMPUTE = {"bf16-mixed": torch.bfloat16}  # of a precision; float32 otherwise
+COMPUTE = {"bf16-mixed": torch.bfloat16}  # dtype of gathered weights for a precision; float32 otherwise
 
 
 class Sharded(ModelParallelStrategy):
     """FSDP2 over all ranks, or over groups of them.
 
     Args:
-        replicate: copies of the model; the ranks of a copy, neighbours, share its weights (HSDP). 1 spreads one copy
-            over all ranks; the number of nodes keeps the exchange of weights within each node.
-        timeout: how long a rank waits for the others in seconds before it gives up.
+        replicate: number of copies of the model; neighbouring ranks share the weights of a copy (HSDP). 1 spreads one
+            copy over all ranks; the number of nodes keeps the exchange of weights within each node.
+        timeout: seconds that a rank waits for the others before it gives up.
 
     Raises:
-        ValueError: the copies do not divide the ranks.
+        ValueError: the number of copies does not divide the number of ranks.
     """
 
     def __init__(self, replicate: int = 1, timeout: float = default_pg_timeout.total_seconds()):
@@ -54,7 +54,7 @@ class Sharded(ModelParallelStrategy):
         self.replicate = replicate
 
     def setup_environment(self) -> None:
-        """Make the mesh."""
+        """Start the process group and make the device mesh."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
         shares, rest = divmod(self.world_size, self.replicate)
@@ -67,12 +67,12 @@ class Sharded(ModelParallelStrategy):
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
-        """Rank 0 builds the model; the others get their shares of it."""
+        """Let rank 0 build the model; the other ranks get their shares of it later."""
         with nullcontext() if self.global_rank == 0 else torch.device("meta"):
             yield
 
     def setup(self, trainer: Trainer) -> None:
-        """Shard the built model, then all that Lightning does."""
+        """Shard the built model, then do all that Lightning does."""
         model = self.lightning_module
         whole = model.state_dict() if self.global_rank == 0 else {}
         shard(units(model.backbone, model.prompt_encoder), self.mesh, COMPUTE.get(trainer.precision, torch.float32))
@@ -89,32 +89,32 @@ class Sharded(ModelParallelStrategy):
             hold_back_all_reduce(self.model, False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a folder to which each rank gives its shares.
+        """Write a checkpoint as a folder, into which each rank writes its shares.
 
         Args:
-            checkpoint: as Lightning makes it; tensors that are sharded are taken out of it.
-            filepath: of the folder.
-            storage_options: none are supported.
+            checkpoint: the checkpoint as Lightning makes it; its sharded tensors are taken out of it.
+            filepath: path of the folder.
+            storage_options: not supported.
         """
         path = Path(self.broadcast(filepath))
         path.mkdir(parents=True, exist_ok=True)
         optimizers = checkpoint.pop("optimizer_states", [])
         tensors = {"state_dict": checkpoint.pop("state_dict"), "callbacks": shares(checkpoint.get("callbacks", {}))}
         tensors |= {f"optimizer_{i}": state for i, state in enumerate(optimizers)}
-        dcp.save(tensors, checkpoint_id=path)  # where one rank fails, all do
+        dcp.save(tensors, checkpoint_id=path)  # if one rank fails, all fail
         if self.is_global_zero:
             torch.save(without_shares(checkpoint), path / META)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read any checkpoint, of any number of ranks: each rank its shares.
+        """Read a checkpoint that any strategy and number of ranks wrote; each rank reads its shares.
 
         Raises:
-            ValueError: it is torn, or of another architecture.
+            ValueError: the checkpoint is incomplete, or of another architecture.
         """
         path = Path(self.broadcast(checkpoint_path))
         self.lightning_module.check_checkpoint(path)
         for callback in self.lightning_module.trainer.callbacks:
-            if isinstance(callback, EMA) and not callback.average:  # so that it has shares to read a checkpoint's into
+            if isinstance(callback, EMA) and not callback.average:  # shares for the checkpoint to be read into
                 callback.begin(self.lightning_module)
         if path.is_file():
             return self._load_file(record(path))
@@ -128,11 +128,11 @@ class Sharded(ModelParallelStrategy):
         return checkpoint
 
     def _load_file(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Spread a checkpoint of one process or DDP; Lightning would give moments to parameters in another order."""
+        """Spread a file of one process or DDP over the ranks; Lightning would mix up the order of AdamW's moments."""
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        states = checkpoint["optimizer_states"] if self.optimizers else []  # validation steps nothing
+        states = checkpoint["optimizer_states"] if self.optimizers else []  # validation has no optimizer
         for optimizer, state in zip(self.optimizers, states, strict=True):
             now = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
             named = {
@@ -144,7 +144,7 @@ class Sharded(ModelParallelStrategy):
 
 
 def shares(callbacks: dict[str, dict]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """Of the callbacks' states, the dictionaries of sharded tensors."""
+    """The dictionaries of sharded tensors in the callbacks' states."""
     found = {
         key: {name: value for name, value in state.items() if _is_sharded(value)} for key, state in callbacks.items()
     }
@@ -165,14 +165,17 @@ def _is_sharded(value: object) -> bool:
 
 
 def chosen_strategy(model: TextToImage, given: Namespace) -> dict[str, str | Sharded]:
-    """The strategy for more than one rank or a sharded checkpoint, with the reason said, where none is given.
+    """The strategy for several ranks or a sharded checkpoint, if the recipe names none; the reason is printed.
 
     Args:
-        model: not built yet.
-        given: the recipe, its classes instantiated but for the trainer's.
+        model: the model, which is not built yet.
+        given: the recipe, with all classes but the trainer's instantiated.
+
+    Returns:
+        The Trainer's argument `strategy`, or nothing if the recipe or one rank decides it.
 
     Raises:
-        ValueError: the strategy that is given cannot read the checkpoint.
+        ValueError: the recipe's strategy cannot read the checkpoint.
     """
     trainer, start = given.trainer, given.ckpt_path
     if trainer.strategy != "auto":
@@ -203,11 +206,11 @@ def chosen_strategy(model: TextToImage, given: Namespace) -> dict[str, str | Sha
 
 
 def to_do_without(given: Namespace, has: Callable[[Any], bool]) -> list[str]:
-    """What it takes for a run to do without frozen models of a kind; nothing: it does.
+    """What a recipe must change so that it needs no frozen models of a kind; empty if it needs none already.
 
     Args:
         given: the recipe.
-        has: whether a cache has what they would compute.
+        has: whether a cache holds what such models compute.
     """
     found = [] if has(given.data.cache) else ["data.cache"]
     validates = given.data.val and given.trainer.limit_val_batches != 0
@@ -217,7 +220,7 @@ def to_do_without(given: Namespace, has: Callable[[Any], bool]) -> list[str]:
 
 
 def memory(device: torch.device, ranks: int) -> int:
-    """Bytes of a rank's device; the processes of a machine without a GPU share its memory."""
+    """The memory of a rank's device in bytes; without a GPU the processes of a machine share its memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks

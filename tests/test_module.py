@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_architecture_is_not_resumed(
     assert "use the recipe it was trained with" in message
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"half", "not a whole one"), (None, "not found")])
+@pytest.mark.parametrize(("content", "message"), [(b"half", "not a complete checkpoint"), (None, "not found")])
 def test_a_checkpoint_that_is_missing_or_truncated_is_not_resumed(
     content: bytes | None, message: str, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -168,7 +168,7 @@ def test_a_part_is_taken_whatever_the_rest_of_the_model_is(
 ) -> None:
     start = ["fit", "--config", str(tiny_recipe), "--start_part=backbone"]
     assert main([*start]) == 1
-    assert "--start_part backbone is a part of what --start_from names; name it" in capsys.readouterr().err
+    assert "--start_part backbone is a part of a model; name the model with --start_from" in capsys.readouterr().err
     given = [*start, f"--start_from={tiny_checkpoint}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
     given += [f"--trainer.callbacks.dirpath={tmp_path}", "--trainer.max_steps=2", "--model.learning_rate=0"]
     refined = "--model.prompt_encoder.init_args.refiner_depth=1"  # not as the checkpoint's

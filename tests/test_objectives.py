@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from lidit.objectives import DDPM, RectifiedFlow, SharedDraws, noise_to_velocity, velocity_to_noise
+from lidit.draws import SharedDraws
+from lidit.objectives import DDPM, RectifiedFlow, noise_to_velocity, velocity_to_noise
 
 OBJECTIVES = [RectifiedFlow(), DDPM("linear"), DDPM("scaled_linear")]
 BASE = (32, 32)  # latent height and width that RectifiedFlow() does not shift

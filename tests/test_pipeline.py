@@ -66,7 +66,7 @@ def test_pictures_have_the_size_that_is_asked_for(pipeline: Pipeline, size: tupl
 def test_a_size_that_does_not_divide_is_refused_with_sizes_that_work(
     pipeline: Pipeline, size: tuple[int, int], fixes: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} does not divide by 16; take {' or '.join(fixes)}$"):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} is not divisible by 16; take {' or '.join(fixes)}$"):
         pipeline.noise([0], *size)
     for fix in fixes:
         assert pipeline.noise([0], *map(int, fix.split("x"))).isfinite().all()
@@ -114,10 +114,10 @@ def damaged(kind: str, tiny_checkpoint: Path, exported: Path, folder: Path) -> P
 
 MESSAGES = {
     "missing": "no checkpoint, exported folder or run at",
-    "empty": "is no checkpoint or not a whole one",
-    "text": "is no checkpoint or not a whole one",
-    "half": "is no checkpoint or not a whole one",
-    "cut": "is no checkpoint or not a whole one",
+    "empty": "is not a complete checkpoint",
+    "text": "is not a complete checkpoint",
+    "half": "is not a complete checkpoint",
+    "cut": "is not a complete checkpoint",
     "tensor": "is no checkpoint of `lidit fit`",
     "other": "is no checkpoint of `lidit fit`",
     "code": "could run code",

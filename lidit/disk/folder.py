@@ -1,12 +1,12 @@
-"""The names of what lies in a run's folder, for those who write it and those who read it.
+"""The names of the files in a run's folder, for the code that writes them and the code that reads them.
 
     RUN/version_0/config.yaml                 each start of the run has a folder: its recipe,
     RUN/version_0/metrics.csv                 everything logged,
     RUN/version_0/samples/step-000500.png     and what was drawn while it trained
     RUN/checkpoints/step-00001000.ckpt        a file, or a folder of sharded weights; `latest` links to the newest
-    RUN/record.json                           with what and how long it trained (`lidit.callbacks.provenance`)
-    RUN/state/rank-0.json                     what each rank says of itself (`lidit.jobs.state`)
-    RUN/jobs                                  the ids of its jobs in Slurm, a line each, the newest last
+    RUN/record.json                           what it trained with, and how long (`lidit.callbacks.provenance`)
+    RUN/state/rank-0.json                     the state of each rank (`lidit.jobs.state`)
+    RUN/jobs                                  the ids of its jobs in Slurm, one per line, the newest last
     RUN/logs/                                 what its jobs printed
 
 A folder of a benchmark's pictures, in a run's folder or anywhere, holds `provenance.json` and `scores.json`.
@@ -24,7 +24,7 @@ PROVENANCE, SCORES = "provenance.json", "scores.json"  # beside a benchmark's pi
 
 
 def starts(run: Path) -> list[Path]:
-    """The log folder of each start of a run, the first first."""
+    """The log folder of each start of a run, the oldest first."""
     found = [path for path in run.glob("version_*") if path.name.removeprefix("version_").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
 
@@ -35,17 +35,17 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The published checkpoints of a folder, newest first."""
+    """The complete checkpoints in a folder, the newest first."""
     return sorted(folder.glob("step-*.ckpt"), reverse=True)
 
 
 def picture_name(step: int) -> str:
-    """The name of what a callback draws after a step."""
+    """The name of the picture that a callback draws after a step."""
     return f"step-{step:06d}.png"
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """What a callback has drawn into its folder, in the order of steps."""
+    """The pictures that a callback has drawn into its folder, in the order of steps."""
     return sorted(folder.glob("step-*.png"), key=step_of)
 
 
@@ -55,5 +55,5 @@ def step_of(path: Path) -> int:
 
 
 def state_name(rank: int | str) -> str:
-    """The name of the file in which a rank says how it is; `*` for those of all ranks."""
+    """The name of the file with a rank's state; rank `*` gives a pattern for the files of all ranks."""
     return f"rank-{rank}.json"

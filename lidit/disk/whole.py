@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under another name, which becomes their own at the end."""
+"""Write files and folders completely or not at all: under a temporary name, which is replaced at the end."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from glob import escape
 from pathlib import Path
 
 PARTIAL = ".partial"
-WRITER = 8  # letters that tell writers of the same path apart
+WRITER = 8  # letters in a temporary name that tell writers of the same path apart
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write a file or a folder to, which becomes `path` when the block ends.
 
-    An error leaves what was there before. What killed processes left of the same path is removed. Two processes that
-    write the same file at once do not meet: each has a name of its own, and the last one stays. A folder is published
-    only where there is none, or an empty one.
+    If the block fails, `path` stays as it was. Temporary files that killed processes left for the same path are
+    removed. Two processes may write the same file at once: each has a temporary name of its own, and the file of the
+    last one stays. A folder can take the place only of nothing, or of an empty folder.
 
     Args:
-        path: of the file or folder; the folder it lies in is made where it is missing.
+        path: path of the file or folder; the folder around it is made if it is missing.
 
     Raises:
-        OSError: it could not be published, or the block wrote nothing.
+        OSError: `path` could not be replaced, or the block wrote nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path, uuid.uuid4().hex[:WRITER])
@@ -44,13 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_first(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all, unless another process was faster."""
+    """Write a text file in UTF-8, completely or not at all; if another process was faster, its file stays."""
     temporary = partial(path, uuid.uuid4().hex[:WRITER])
     temporary.write_text(text, encoding="utf-8")
     try:
@@ -64,17 +64,17 @@ def write_first(path: Path, text: str) -> None:
 
 
 def partial(path: Path, writer: str = "") -> Path:
-    """The temporary name of a path; several processes that write at once name themselves."""
+    """The temporary name of a path; `writer` tells processes apart that write at once."""
     return path.with_name(f".{path.name}{'.' if writer else ''}{writer}{PARTIAL}")
 
 
 def is_partial(path: Path) -> bool:
-    """Whether this is a temporary name."""
+    """Whether a path has a temporary name."""
     return path.name.startswith(".") and path.name.endswith(PARTIAL)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there; a folder loses its name first, so that no half of it is seen."""
+    """Remove a file or folder if it exists; a folder is renamed first, so that nobody sees half of it."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return

@@ -1,9 +1,10 @@
-"""The LLMDiff-Adapter in a U-Net: each cross-attention keeps its own, fed through phi, and gains a second that reads c.
+"""The LLMDiff-Adapter in a U-Net: each cross-attention reads phi(c), and a new one beside it reads c itself.
 
     f = attention(q, phi(c)) a1 e^b1  +  new attention(q, c) a2 e^b2        (Dong et al., ACM MM 2024)
 
-The U-Net is diffusers' own and frozen; the adapter is put in through its attention processors, so none of its code is
-repeated here. What is trained and saved is phi, the new projections and the gains.
+Here c is an LLM's encoding of the text, and phi a linear layer to the width that the U-Net reads. The U-Net is
+diffusers' own and frozen. The adapter enters it through its attention processors, so none of its code is copied here.
+Phi, the new projections and the gains a and b are trained and saved.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ log = logging.getLogger(__name__)
 
 
 class AdaptedAttention(nn.Module):
-    """Processor of one cross-attention of the U-Net; reads phi(c) and c, which come laid beside one another.
+    """The attention processor of one cross-attention of the U-Net; it reads phi(c) and c, concatenated by channels.
 
     Args:
-        query_width: of the image's tokens.
+        query_width: channels of the image's tokens.
         inner: heads times the width of a head.
         text: width e of c.
-        second: with the new attention; without it, phi alone adapts the U-Net.
+        second: add the new attention; without it, phi alone adapts the U-Net.
     """
 
     def __init__(self, query_width: int, inner: int, text: int, second: bool):
         super().__init__()
         self.text = text
-        # UNSTATED: the gains' initial values; with these the U-Net starts as it was, reading phi(c).
+        # UNSTATED: the gains' initial values; with ours the U-Net starts as it was, but reading phi(c).
         self.a1, self.b1 = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
         self.second = second
         if second:
@@ -56,7 +57,7 @@ class AdaptedAttention(nn.Module):
         attention_mask: Tensor | None = None,
         **ignored: object,  # temb, which an attention without a spatial norm does not read
     ) -> Float[Tensor, "b n d"]:
-        """As diffusers calls a processor: the attention, its query's tokens, the text, a bias over the text."""
+        """Called by diffusers, with the U-Net's attention, the query tokens, the text, and a bias over the text."""
         phi, c = encoder_hidden_states.split([encoder_hidden_states.shape[2] - self.text, self.text], -1)
         if attention_mask is not None:
             b, length = phi.shape[:2]
@@ -74,7 +75,7 @@ class AdaptedAttention(nn.Module):
 
 
 def _attend(attn: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Float[Tensor, "b n d"]:
-    """Attention in the heads of the U-Net's own."""
+    """Scaled dot-product attention with the heads of the U-Net's own."""
     query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -83,16 +84,16 @@ class AdaptedUNet(nn.Module):
     """A frozen `UNet2DConditionModel` with the adapter, as a backbone of `TextToImage`, predicting noise.
 
     Args:
-        channels: of the latent; must be the U-Net's.
+        channels: latent channels; must be the U-Net's.
         name: Hugging Face id, folder, or `bundled:NAME` of the U-Net or its pipeline.
-        text_width: width e of the encoding c, the LLM's.
-        second: give each cross-attention its second one.
-        subfolder: where the U-Net is in the folder: `unet` in those of whole pipelines; empty for one by itself.
-        revision: branch, tag or commit on the hub.
-        dtype: what its weights are held and run in.
+        text_width: width e of the encoding c, which is the LLM's.
+        second: give each cross-attention a second one that reads c.
+        subfolder: the U-Net's folder inside `name`: `unet` in whole pipelines; empty for a U-Net by itself.
+        revision: branch, tag or commit on the Hugging Face hub.
+        dtype: precision of the U-Net's weights and computation.
 
     Raises:
-        ValueError: it is no U-Net with cross-attention, or of other latents.
+        ValueError: `name` holds no U-Net with cross-attention, or a U-Net for latents of other channels.
     """
 
     def __init__(
@@ -122,17 +123,17 @@ class AdaptedUNet(nn.Module):
                 for key, attn in found.items()
             }
         )
-        # SDXL also reads a vector of the whole text, made here from the mean of c, and the picture's size and crop
+        # SDXL also reads a vector of the whole text, made here from the mean of c, and the image's size and crop
         pooled = self.config.get("addition_embed_type") == "text_time"
         self.pool = nn.Linear(text_width, pooled_width(self.config)) if pooled else None
-        self.blocks = nn.ModuleList()  # none that `parallel` could checkpoint or shard
+        self.blocks = nn.ModuleList()  # none that `parallel.py` can checkpoint or shard
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The U-Net's config.json.
+        """The content of the U-Net's config.json.
 
         Raises:
-            ValueError: it is of something else, or has no cross-attention.
+            ValueError: the config describes something else, or a U-Net without cross-attention.
         """
         wanted = f"{self.subfolder}/config.json" if self.subfolder else "config.json"
         config = json.loads(Path(find_file(self.name, wanted, self.revision)).read_text())
@@ -154,11 +155,11 @@ class AdaptedUNet(nn.Module):
 
     @property
     def patch(self) -> int:
-        """Sides of a latent are multiples of it."""
+        """The sides of a latent must be multiples of it."""
         return smallest_patch(self.config["block_out_channels"])
 
     def load(self, device: torch.device) -> Any:  # the U-Net; type checkers misread its decorated methods
-        """Read the U-Net once, put the adapter into it, and put it on a device."""
+        """Put the U-Net on a device; the first call reads it and puts the adapter into it."""
         if self._unet is None:
             unet = UNet2DConditionModel.from_pretrained(
                 load_name(self.name),
@@ -168,18 +169,18 @@ class AdaptedUNet(nn.Module):
             )
             unet.eval().requires_grad_(False)
             for key, attn in cross_attentions(unet).items():
-                # past nn.Module's registration: the U-Net's parameters are frozen, and the processor's are ours
+                # bypasses nn.Module's registration: the U-Net's parameters are frozen, the processor's are trained here
                 attn.__dict__["processor"] = self.adapters[key]
                 attn._modules.pop("processor", None)
             trained, frozen = (sum(p.numel() for p in module.parameters()) for module in (self, unet))
             log.info(
                 "%s: %.2fM parameters of the adapter are trained, %.2fM frozen", self.name, trained / 1e6, frozen / 1e6
             )
-            self.__dict__["_unet"] = unet  # no part of the module tree: no checkpoint or average holds it
+            self.__dict__["_unet"] = unet  # outside the module tree: no checkpoint or EMA copy holds it
         return self._unet.to(device)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], text: Text) -> Float[Tensor, "b c h w"]:
-        """Predict the noise in x at time t = (k + 1) / 1000 of step k.
+        """Predict the noise in x at time t = (k + 1) / 1000, which is step k of the schedule.
 
         Args:
             x: noisy latent.
@@ -187,7 +188,7 @@ class AdaptedUNet(nn.Module):
             text: c as tokens (b l e), their mask, and their mean (b e).
 
         Raises:
-            ValueError: the text is of another width than the adapter's.
+            ValueError: the text and the adapter have different widths.
         """
         if text.tokens.shape[2] != self.text_width:
             raise ValueError(
@@ -207,10 +208,10 @@ class AdaptedUNet(nn.Module):
 
 
 def cross_attentions(unet: Any) -> dict[str, Any]:
-    """The U-Net's cross-attentions, by names that may be keys of a ModuleDict.
+    """The U-Net's cross-attentions by name, with `-` for the `.` that a ModuleDict forbids in keys.
 
     Raises:
-        ValueError: one does more than attend.
+        ValueError: one has a norm of its own.
     """
     found = {
         name.replace(".", "-"): module
@@ -225,5 +226,5 @@ def cross_attentions(unet: Any) -> dict[str, Any]:
 
 
 def pooled_width(config: dict[str, Any]) -> int:
-    """Channels of the whole text's vector that an SDXL-like U-Net reads."""
+    """Channels of the vector of the whole text that an SDXL-like U-Net reads."""
     return config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]

@@ -1,8 +1,8 @@
-"""A prompt in its chat: the instruction, the caption, and which tokens are the caption's (LI-DiT, Figure 5).
+"""A prompt as a turn of a chat: its tokens, and which of them are the caption's (LI-DiT, Figure 5).
 
-The text around the user's turn is read from the tokenizer's chat template by rendering a mark in its place, and tokens
-are told apart by the characters they stand for. So a caption that repeats the instruction is still found, and no token
-is counted by hand.
+The text around the user's turn is found by rendering the tokenizer's chat template with a mark in place of the turn.
+Which tokens are the caption's follows from the characters that they stand for. So a caption that repeats the
+instruction is still found, and no token is counted by hand.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ MARK = "lidit puts the turn here"
 
 
 class Split(NamedTuple):
-    """A prompt as tokens, up to and with the one that closes the user's turn."""
+    """A prompt's token ids, up to and including the token that closes the user's turn."""
 
     ids: list[int]
-    start: int  # index of the caption's first token; of the closing one when the caption is empty
-    cut: int  # tokens of the caption beyond max_tokens, which are left out
+    start: int  # index of the caption's first token; if the caption is empty, of the closing token
+    cut: int  # number of caption tokens beyond max_tokens, which are left out
 
 
 class Prompts:
     """Turns captions into token ids for one LLM.
 
     Args:
-        name: Hugging Face id, folder, or `bundled:NAME` of the LLM.
-        instruction: sentence before the caption in the user's turn; empty: the caption alone.
-        system: system prompt; none: what the template puts by itself.
-        max_tokens: tokens of the caption that are kept at most.
-        revision: branch, tag or commit on the hub.
+        name: the LLM's Hugging Face id, folder, or `bundled:NAME`.
+        instruction: sentence before the caption in the user's turn; if empty, the turn is the caption alone.
+        system: system prompt; None leaves it to the chat template.
+        max_tokens: largest number of caption tokens; a longer caption is cut.
+        revision: branch, tag or commit on the Hugging Face hub.
         template: chat: the tokenizer's chat template; plain: bare text closed by the end-of-text token.
+
+    Raises:
+        ValueError: max_tokens is below 1, or a plain template is given a system prompt.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Prompts:
         template: Literal["chat", "plain"],
     ) -> None:
         if max_tokens < 1:
-            raise ValueError(f"max_tokens of {name} is {max_tokens}; at least one token of a caption has to be kept")
+            raise ValueError(f"max_tokens of {name} is {max_tokens}; it must be at least 1")
         if template == "plain" and system is not None:
             raise ValueError(f"template=plain of {name} has no system turn; set system=null or template=chat")
         self.name, self.instruction, self.system = name, instruction, system
@@ -58,7 +61,7 @@ class Prompts:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What token ids depend on, beside the tokenizer's files."""
+        """What the token ids depend on besides the tokenizer's files."""
         return {
             "template": hashlib.sha256(MARK.join(self._frame).encode()).hexdigest(),
             "instruction": self.instruction,
@@ -67,12 +70,12 @@ class Prompts:
         }
 
     def split(self, prompt: str) -> Split:
-        """Token ids of a prompt, with the caption's place in them.
+        """Token ids of a prompt, and where the caption is in them.
 
         Raises:
-            ValueError: the template changes the caption, so that its place cannot be told.
+            ValueError: the template changes the caption, so that it cannot be found.
         """
-        caption = prompt.strip()  # many templates strip the turn
+        caption = prompt.strip()  # many templates strip white space from the turn
         content = f"{self.instruction} {caption}".strip()
         before, after = self._frame
         text = self._render(content)
@@ -82,24 +85,24 @@ class Prompts:
         # the rendered text holds the template's own beginning-of-text token: the tokenizer must not add a second
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        # UNSTATED: which tokens become text; the caption's and the one that closes the turn: an empty one leaves one.
+        # UNSTATED: which tokens the denoiser reads; the caption's and the closing one, so an empty caption leaves one.
         close = next(i for i, (first, _) in enumerate(offsets) if first >= end)
         start = next(i for i, (_, last) in enumerate(offsets) if last > end - len(caption) or i == close)
-        kept = min(close, start + self.max_tokens)
-        return Split(ids[:kept] + [ids[close]], start, close - kept)
+        stop = min(close, start + self.max_tokens)
+        return Split(ids[:stop] + [ids[close]], start, close - stop)
 
     def show(self, prompt: str) -> list[tuple[str, bool]]:
-        """The tokens of a prompt as text, and whether each is kept for the denoiser."""
+        """A prompt's tokens as text, in order, each with whether the denoiser reads it."""
         ids, start, _ = self.split(prompt)
         names = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in ids]
         texts = [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
-        # a part of a character has no text of its own: show its name
+        # a token that is part of a character has no text of its own: show its name
         return [(names[i] if "\ufffd" in text else text, i >= start) for i, text in enumerate(texts)]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The LLM's fast tokenizer."""
-        find_file(self.name, "config.json", self.revision)  # a wrong name is said here, before transformers is asked
+        find_file(self.name, "config.json", self.revision)  # a wrong name is an error here, not in transformers
         try:
             tokenizer = AutoTokenizer.from_pretrained(load_name(self.name), revision=self.revision)
         except (OSError, ValueError) as error:
@@ -117,7 +120,7 @@ class Prompts:
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
-        """What is rendered before and after the content of the user's turn."""
+        """The text that the template puts before and after the content of the user's turn."""
         text = self._render(MARK)
         if text.count(MARK) != 1:
             raise ValueError(f"the chat template of {self.name} does not show the user's turn once: {text!r}")
@@ -127,7 +130,7 @@ class Prompts:
         return before, after
 
     def _render(self, content: str) -> str:
-        """The text of a conversation that asks for an answer to this content."""
+        """The text of a chat in which the user says this content and an answer is to follow."""
         if self.template == "plain":
             begin, end = self._plain
             return begin + content + end
@@ -146,7 +149,7 @@ class Prompts:
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
-                date_string="26 Jul 2024",  # Llama 3.1 and later put today's date otherwise: no cache would last
+                date_string="26 Jul 2024",  # else Llama 3.1 and later put today's date, and no cache would last
             )
             return str(text)
         except (TemplateError, TypeError) as error:
@@ -159,14 +162,14 @@ class Prompts:
     def _chat_template(self) -> tuple[str, bool]:
         """The template, and whether it wants a turn's content as a list of parts, as those of LLaVA-type models do."""
         template = self.tokenizer.chat_template
-        if isinstance(template, dict):  # several by name
+        if isinstance(template, dict):  # several templates, by name
             template = self.tokenizer.get_chat_template()
         if template is None:
             template = self._processor_template()
         return template, MARK not in self._chat(MARK, template, parts=False)
 
     def _processor_template(self) -> str:
-        """The template beside the config, where LLaVA-type models of before 2025 keep it."""
+        """The template in a file of its own, where LLaVA-type models from before 2025 have it."""
         try:
             file = find_file(self.name, "chat_template.json", self.revision)
         except FileNotFoundError:
@@ -178,7 +181,7 @@ class Prompts:
 
     @cached_property
     def _plain(self) -> tuple[str, str]:
-        """The token that the tokenizer begins a text with, if it does, and its end-of-text token."""
+        """The tokenizer's beginning-of-text token, empty if it adds none, and its end-of-text token."""
         tokenizer = self.tokenizer
         if tokenizer.eos_token is None:
             raise ValueError(f"the tokenizer of {self.name} has no eos_token to close a plain prompt with; give it one")

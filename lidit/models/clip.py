@@ -1,4 +1,4 @@
-"""A CLIP's text tower as frozen prompt encoder, read as Stable Diffusion reads it: the base of the LLMDiff-Adapter.
+"""A CLIP's text tower in the place of the frozen LLM, as in Stable Diffusion: what the LLMDiff-Adapter starts from.
 
 Every prompt is padded to the tower's whole length, and the denoiser sees all of it, padding and start token included.
 """
@@ -19,15 +19,15 @@ KINDS = ("clip", "clip_text_model")  # model types
 
 
 class FrozenCLIPText(FrozenLLM):
-    """The text tower of a CLIP in transformers' format, outside the module tree; the contract is `FrozenLLM`'s.
+    """The text tower of a CLIP in transformers' format, frozen; it is used like a `FrozenLLM`.
 
     Features are the last hidden state after the final norm, as Stable Diffusion 1 reads openai/clip-vit-large-patch14.
 
     Args:
-        name: Hugging Face id, folder, or `bundled:NAME`.
-        max_tokens: tokens of the caption that are kept at most; with the start and the end they are the tower's length.
-        dtype: what the weights are held and run in, and the features come in.
-        revision: branch, tag or commit on the hub.
+        name: the CLIP's Hugging Face id, folder, or `bundled:NAME`.
+        max_tokens: largest number of caption tokens; with the start and end tokens it must fill the tower's length.
+        dtype: precision of the weights, of the computation and of the features.
+        revision: branch, tag or commit on the Hugging Face hub.
     """
 
     AUTO = CLIPTextModel
@@ -43,17 +43,17 @@ class FrozenCLIPText(FrozenLLM):
 
     def _check_kind(self, config: PreTrainedConfig) -> None:
         if config.model_type not in KINDS:
-            raise ValueError(f"{self.name} is of type {config.model_type}, no CLIP; name one, or use FrozenLLM")
+            raise ValueError(f"{self.name} is of type {config.model_type}, not a CLIP; name a CLIP, or use FrozenLLM")
         longest = config.get_text_config().max_position_embeddings - 2
         if self.prompts.max_tokens != longest:
             raise ValueError(f"{self.name} reads {longest} tokens between start and end; set max_tokens to {longest}")
 
     def _shared(self, splits: list[Split]) -> int:
-        """None: all are of one length, and none is gained."""
+        """Zero: every prompt is padded to the same length, so nothing would be saved."""
         return 0
 
     def _pad(self, splits: list[Split]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids and an all-true mask (b l) at the tower's length; everything counts as caption."""
+        """Token ids and an all-true mask (b l) at the tower's length; every token counts as the caption's."""
         shape = len(splits), self.prompts.max_tokens + 2
         batch = torch.full(shape, self.prompts.tokenizer.pad_token_id)
         for row, (ids, _, _) in zip(batch, splits, strict=True):

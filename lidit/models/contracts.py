@@ -7,8 +7,8 @@ backbone        (x_t (b c h w), t (b), Text)          -> prediction (b c h w)
 objective       loss(predict: (x_t, t) -> ., x0)      -> loss of each sample (b), t (b)
 ```
 
-A class of your own that keeps a contract is named in a recipe by its import path; it needs no base class of ours but
-`torch.nn.Module`, for what is trained. Letters: b batch, l tokens, e an LLM's width, d the width the backbone reads,
+A recipe names a class of your own by its import path. The class must keep the contract; it needs no base class but
+`torch.nn.Module`, if it is trained. Letters: b batch, l tokens, e an LLM's width, d the width the backbone reads,
 c h w latent. Times t are in [0, 1], from data to noise.
 """
 
@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]
-"""One LLM's reading of a batch: tokens (b l e), which of them are valid (b l), and where each caption starts (b)."""
+"""One LLM's features of a batch: tokens (b l e), which of them are valid (b l), and where each caption starts (b)."""
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""For each block of a backbone, the keys and the values that its cross-attention makes of a text."""
+"""For each block of a backbone, the keys and the values that its cross-attention computes from a text."""
 
 
 class Text(NamedTuple):
@@ -42,19 +42,19 @@ def is_caption(mask: Bool[Tensor, "b l"], prompt_start: Int[Tensor, " b"]) -> Bo
 
 
 class Encoder(Protocol):
-    """A prompt encoder, made by `(llm_widths: list[int], width: int)`, the LLMs' widths and the backbone's."""
+    """A prompt encoder. Its class is called with `(llm_widths: list[int], width: int)`, the backbone's width last."""
 
     timeless: bool
-    """The text does not depend on the time, so that sampling computes it once per prompt."""
+    """Whether the text is the same at every time; sampling then computes it once per prompt."""
     units: Iterable[nn.Module]
-    """Submodules whose weights FSDP2 gathers together, inner ones first; what is in none belongs to the encoder."""
+    """Submodules whose weights FSDP2 gathers together, inner ones first; the encoder gathers the other weights."""
 
     def __call__(self, features: list[Features], t: Tensor) -> Text:
         """The text for times t (b)."""
 
 
 class Backbone(Protocol):
-    """A backbone, made by `(channels: int)`, the latent's.
+    """A backbone. Its class is called with `(channels: int)`, the latent's channels.
 
     It may also have `keys_values(text) -> KeysValues`. Then sampling with a timeless encoder computes them once and
     passes them as `keys_values` to each call.
@@ -63,17 +63,17 @@ class Backbone(Protocol):
     width: int
     """Channels d of the text's tokens."""
     patch: int
-    """The sides of a latent are multiples of it."""
+    """The sides of a latent must be multiples of it."""
     blocks: nn.ModuleList
-    """What activation checkpointing, compilation and FSDP2 work on; empty: the backbone is one piece."""
+    """The parts that activation checkpointing, compilation and FSDP2 work on; empty if the backbone is one piece."""
 
     def __call__(self, x_t: Tensor, t: Tensor, text: Text) -> Tensor:
         """The prediction (b c h w) for noisy latents (b c h w) at times t (b)."""
 
 
-@runtime_checkable  # for the parser
+@runtime_checkable  # jsonargparse checks a recipe's class against it
 class Objective(Protocol):
-    """What is regressed, and the path between data and noise that sampling follows back; see `lidit/objectives.py`."""
+    """What the backbone learns to predict, and the path from data to noise; see `lidit/objectives.py`."""
 
     predicts: Literal["velocity", "noise"]
     """What the backbone predicts, which decides the samplers that fit."""
@@ -82,38 +82,38 @@ class Objective(Protocol):
         """Per-sample loss (b) of `predict(x_t, t)` for clean latents x0 (b c h w), and the times (b) drawn."""
 
     def times(self, steps: Any, latent_hw: Any, /) -> Any:
-        """Times of a sampler of so many steps, decreasing from 1 to 0 (steps + 1), for a latent's height and width."""
+        """A sampler's times (steps + 1), decreasing from 1 to 0, for a latent's height and width."""
 
     def alpha_sigma(self, t: Any, /) -> Any:
-        """What data and noise are multiplied with at times t, each of t's shape."""
+        """The factors of data and of noise at times t, each of t's shape."""
 
     def to_x0(self, prediction: Any, x_t: Any, t: Any, /) -> Any:
-        """The clean latent (b c h w) that a prediction means."""
+        """The clean latent (b c h w) that follows from a prediction."""
 
 
 def check_encoder(encoder: object) -> None:
-    """Refuse what is no prompt encoder.
+    """Refuse an object that breaks the contract of a prompt encoder.
 
     Raises:
-        ValueError: naming what it lacks.
+        ValueError: something is missing; the message names it.
     """
     _check(encoder, "prompt encoder", Encoder)
 
 
 def check_backbone(backbone: object) -> None:
-    """Refuse what is no backbone.
+    """Refuse an object that breaks the contract of a backbone.
 
     Raises:
-        ValueError: naming what it lacks.
+        ValueError: something is missing; the message names it.
     """
     _check(backbone, "backbone", Backbone)
 
 
 def check_objective(objective: object) -> None:
-    """Refuse what is no objective.
+    """Refuse an object that breaks the contract of an objective.
 
     Raises:
-        ValueError: naming what it lacks.
+        ValueError: something is missing; the message names it.
     """
     _check(objective, "objective", Objective)
 
@@ -126,5 +126,5 @@ def _check(part: object, what: str, contract: type) -> None:
     if lacking:
         raise ValueError(
             f"{type(part).__module__}.{type(part).__name__} is no {what}: it has no {', '.join(lacking)}; "
-            f"lidit.models.contracts.{contract.__name__} says what each is"
+            f"lidit.models.contracts.{contract.__name__} describes each"
         )

@@ -26,12 +26,12 @@ def masked_mean(x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Float[T
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm without affine parameters: modulation or the next linear layer has them."""
+    """LayerNorm without affine parameters; the modulation or linear layer that follows takes their place."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoids of t in [0, 1], scaled to DiT's 0 to 1000, through a two-layer SiLU MLP."""
+    """Embedding of times t in [0, 1]: sinusoids of 1000 t, which is DiT's range, then a two-layer SiLU MLP."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -45,7 +45,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class Mlp(nn.Sequential):
-    """Linear, GELU (tanh), Linear."""
+    """A block's MLP: linear, GELU (tanh approximation), linear."""
 
     def __init__(self, width: int, ratio: float):
         hidden = int(width * ratio)
@@ -55,12 +55,12 @@ class Mlp(nn.Sequential):
 class Attention(nn.Module):
     """Multi-head attention, from x to itself or to a context, with RMSNorm on queries and keys.
 
-    QK-norm: LI-DiT, section 3.3.
+    LI-DiT, section 3.3, calls this norm QK-norm.
 
     Args:
         width: channels of x and of the context.
         heads: attention heads; must divide the width.
-        qk_norm: normalise queries and keys per head.
+        qk_norm: normalise the queries and keys of each head.
 
     Raises:
         ValueError: the heads do not divide the width.
@@ -84,32 +84,33 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "b 1 #q k"] | None = None,
         keys_values: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Attend from x to the context (to x itself without one).
+        """Attend from x to the context, or to x itself if there is none.
 
         Args:
-            x: the queries come from it.
-            context: the keys and values come from it.
-            mask: True where a key may be seen.
-            keys_values: the context's, from an earlier call of `keys_values`; then the context is not read.
+            x: the tokens that queries are made of.
+            context: the tokens that keys and values are made of.
+            mask: True where a query may see a key.
+            keys_values: the context's keys and values from an earlier call of `keys_values`; the context is then not
+                read.
         """
         key, value = keys_values or self.keys_values(x if context is None else context)
         query = self.queries(x).to(value.dtype)
         return self.out(_attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
     def queries(self, x: Float[Tensor, "b q d"]) -> Float[Tensor, "b heads q d/heads"]:
-        """Normalised queries."""
+        """Normalised queries of each head."""
         return self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))
 
     def keys_values(
         self, context: Float[Tensor, "b k d"]
     ) -> tuple[Float[Tensor, "b heads k d/heads"], Float[Tensor, "b heads k d/heads"]]:
-        """Normalised keys, and values."""
+        """Normalised keys and plain values of each head."""
         key, value = self.key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.key_norm(key).to(value.dtype), value
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention (b heads q d); never below float32 on the CPU, where that is ten times slower."""
+    """Scaled dot-product attention (b heads q d); at least float32 on the CPU, where bfloat16 is ten times slower."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     wide = torch.promote_types(query.dtype, torch.float32)

@@ -1,7 +1,7 @@
 """The LI-DiT backbone: a diffusion transformer that reads text by cross-attention (LI-DiT, section 3.3, Table 7).
 
-No position embedding: one convolutional block after patchify tells a patch where it is, so that the same weights serve
-any resolution and aspect ratio.
+There is no position embedding: one convolutional block after patchify tells each patch where it is, so that the same
+weights work at any resolution and aspect ratio.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class LIDiT(nn.Module):
         qk_norm: RMSNorm on queries and keys in both attentions.
 
     Raises:
-        ValueError: heads or 32 do not divide the width.
+        ValueError: the width is not divisible by `heads`, or not by 32.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class LIDiT(nn.Module):
     ):
         super().__init__()
         if width % 32:
-            raise ValueError(f"width {width} is no multiple of 32, which the convolution's GroupNorm needs")
+            raise ValueError(f"width {width} is not a multiple of 32, which the convolution's GroupNorm needs")
         self.width, self.patch = width, patch
         self.patchify = nn.Conv2d(channels, width, patch, stride=patch)
         self.position = ConvPosition(width)
@@ -109,7 +109,7 @@ class LIDiT(nn.Module):
     def _initialise(self) -> None:
         """Xavier weights, and zero where DiT has zero: every modulation and the output.
 
-        UNSTATED: the paper starts the refiners' gates at zero; the rest of the initialisation is DiT's.
+        UNSTATED: the paper only starts the refiners' gates at zero; the rest of the initialisation is DiT's.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -131,8 +131,8 @@ class LIDiT(nn.Module):
         Args:
             x: noisy latent.
             t: times.
-            text: what the blocks read.
-            keys_values: of that text, from `keys_values`, where it is read at many times.
+            text: the prompt encoder's text, which the blocks read.
+            keys_values: the text's keys and values from `keys_values`, for a text that is read at many times.
 
         Raises:
             ValueError: a side of the latent is not a multiple of the patch.
@@ -153,9 +153,9 @@ class LIDiT(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def read(self, text: Text) -> list[Float[Tensor, "b l d"]]:
-        """The tokens that each block reads: the same for all, normalised."""
+        """The text tokens that each block reads: normalised, and the same for all blocks."""
         return [self.text_norm(text.tokens)] * len(self.blocks)
 
     def keys_values(self, text: Text) -> KeysValues:
-        """What the blocks' cross-attentions make of a text, for many calls with the same text, as in sampling."""
+        """The text's keys and values for every block, computed once for many calls, as in sampling."""
         return [block.keys_values(tokens) for block, tokens in zip(self.blocks, self.read(text), strict=True)]

@@ -1,7 +1,7 @@
-"""The frozen LLM: prompts, each after an instruction, to hidden states of an inner block (LI-DiT, Figure 5).
+"""The frozen LLM: prompts, each placed after an instruction, become hidden states of a late block (LI-DiT, Figure 5).
 
-The instruction asks the LLM to describe a picture, so that its states dwell on attributes rather than on the next word.
-Any decoder-only model that transformers knows serves; only the part of it that the features need is read and run.
+The instruction asks the LLM to describe an image, so that its states hold attributes rather than only the next word.
+Any decoder-only model that transformers knows will do; only the blocks that the features need are read and run.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ INSTRUCTION = (
     "and spatial relationships of the objects:"
 )
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")  # Llama to Gemma; GPT-2, Falcon; Phi; GPT-NeoX
-LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")  # one entry a block
-TOWER = {r"^(model\.)?language_model\.(model\.)?": ""}  # where LLaVA-type files keep the language tower, old and new
+LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type")  # an entry per block
+TOWER = {r"^(model\.)?language_model\.(model\.)?": ""}  # LLaVA-type names of the language tower, old and new
 
 
 class FrozenLLM:
-    """A decoder-only LLM, or the language tower of a LLaVA-type model, outside the module tree.
+    """A frozen decoder-only LLM, or the language tower of a LLaVA-type model; no checkpoint holds its weights.
 
-    What is kept of an encoded prompt is the caption's tokens and the one token that closes the user's turn, so that an
-    empty caption still leaves one. `cut` counts the captions that were longer than `max_tokens` so far.
+    The denoiser reads an encoded prompt's caption and the one token that closes the user's turn, so that an empty
+    caption still leaves one token. `cut` counts the captions so far that were longer than `max_tokens`.
 
     Args:
-        name: Hugging Face id, folder, or `bundled:NAME`.
-        layer: which of the hidden states, as transformers numbers them: 0 the embeddings, -1 after the last block and
-            the final norm, -3 the third-to-last block (the paper's).
-        instruction: sentence before the caption in the user's turn; empty: the caption alone.
-        system: system prompt; none: what the template puts by itself.
-        max_tokens: tokens of the caption that are kept at most.
-        padding_side: where shorter prompts of a batch are padded; the features do not depend on it.
-        dtype: what the weights are held and run in, and the features come in; int8 holds linear layers in 8 bits
-            (LLM.int8, Dettmers et al. 2022; extra `llm8bit`) and gives features in bfloat16.
-        sharded: where there are several ranks, each holds a share of the weights, and a block's are gathered to run it;
-            then every rank must encode as often as the others.
-        revision: branch, tag or commit on the hub.
+        name: the LLM's Hugging Face id, folder, or `bundled:NAME`.
+        layer: number of the hidden state that becomes the features, as transformers counts: 0 is the embeddings, -1 the
+            last block's after the final norm, -3 the third-to-last block's (the paper's choice).
+        instruction: sentence before the caption in the user's turn; if empty, the turn is the caption alone.
+        system: system prompt; null leaves it to the chat template.
+        max_tokens: largest number of caption tokens; a longer caption is cut.
+        padding_side: side on which the shorter prompts of a batch are padded; the features do not depend on it.
+        dtype: precision of the weights, of the computation and of the features; int8 holds linear layers in 8 bits
+            (LLM.int8, Dettmers et al. 2022; needs the extra `llm8bit`) and gives features in bfloat16.
+        sharded: with several ranks, each holds a share of the weights, and a block's are gathered while it runs; every
+            rank must then encode equally often.
+        revision: branch, tag or commit on the Hugging Face hub.
         template: chat: the tokenizer's chat template; plain: instruction and caption as text, closed by the end-of-text
             token, for base models that have no template.
     """
 
-    AUTO: Any = AutoModel  # transformers' class that finds the model's own
-    OUTPUTS: dict[str, bool] = {}  # what a forward pass is asked for besides the last hidden state
+    AUTO: Any = AutoModel  # the class of transformers that picks the model's own class
+    OUTPUTS: dict[str, bool] = {}  # arguments that make a forward pass return more than the last hidden state
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class FrozenLLM:
         self.dtype, self.revision, self.sharded = dtype, revision, sharded
         self.prompts = Prompts(name, instruction, system, max_tokens, revision, template)
         self.cut = 0
-        self.distribute: Callable[[FrozenLLM, torch.device], Any] | None = None  # set from outside; see `parallel.py`
+        self.distribute: Callable[[FrozenLLM, torch.device], Any] | None = None  # `parallel.py` sets it
         self._model: Any = None  # a PreTrainedModel; type checkers misread its decorated methods
 
     @cached_property
@@ -91,9 +91,7 @@ class FrozenLLM:
         """The config of the whole model."""
         kind = json.loads(self._config_file.read_text()).get("model_type")
         if kind not in CONFIG_MAPPING:
-            raise ValueError(
-                f"{self.name}: model type {kind!r} is none that transformers knows; name a decoder-only LLM"
-            )
+            raise ValueError(f"{self.name}: transformers does not know model type {kind!r}; name a decoder-only LLM")
         config = AutoConfig.from_pretrained(self._config_file.parent)
         self._check_kind(config)
         return config
@@ -107,15 +105,15 @@ class FrozenLLM:
 
     @property
     def width(self) -> int:
-        """Channels e of a feature, from the config alone."""
+        """Channels e of a feature; only the config is read."""
         return self._config.get_text_config().hidden_size
 
     @property
     def depth(self) -> int:
-        """Blocks that are run: those up to the tapped hidden state.
+        """Number of blocks that run: those up to the hidden state that becomes the features.
 
         Raises:
-            ValueError: the model has no such hidden state.
+            ValueError: the model has no hidden state of this `layer`.
         """
         blocks = self._config.get_text_config().num_hidden_layers
         if not -blocks - 1 <= self.layer <= blocks:
@@ -124,16 +122,16 @@ class FrozenLLM:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What features depend on: a cache made by another identity is stale. Padding is not part of it."""
+        """All that the features depend on (not the padding); a cache made with another identity is stale."""
         source = describe(self.name, self._config_file)
         return {**source, "layer": self.layer, "dtype": self.dtype, **self.prompts.identity}
 
     def show(self, prompt: str) -> list[tuple[str, bool]]:
-        """The tokens that are run, in order, and whether each is kept as text for the denoiser."""
+        """A prompt's tokens as text, in order, each with whether the denoiser reads it."""
         return self.prompts.show(prompt)
 
     def load(self, device: str | torch.device = "cpu") -> FrozenLLM:
-        """Read the needed weights once and put them on a device; again: only move them."""
+        """Put the LLM on a device; the first call reads its weights, later ones only move them."""
         if self._model is None:
             device = torch.device(device)
             self._model = self.distribute(self, device) if self.distribute else self.read(device)
@@ -143,11 +141,11 @@ class FrozenLLM:
 
     @property
     def loaded(self) -> bool:
-        """Whether its weights have been read."""
+        """Whether the LLM's weights have been read."""
         return self._model is not None
 
     def read(self, device: str | torch.device = "cpu") -> PreTrainedModel:
-        """Embeddings and the blocks up to the tapped one: no later block, no head, no vision tower is built or read."""
+        """The LLM up to the block that gives the features: no later block, head or vision tower is built or read."""
         text = self._config.get_text_config()
         held = quantized(device) if self.dtype == "int8" else {"dtype": getattr(torch, self.dtype)}
         try:
@@ -164,27 +162,29 @@ class FrozenLLM:
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
-                f"{self.name} has a config.json but no weights that can be read ({reason}); fetch it again, whole"
+                f"{self.name} has a config.json but no weights that can be read ({reason}); download all of it again"
             ) from None
         if wrong := {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}:
-            raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
+            raise ValueError(
+                f"the weights of {self.name} do not fit its config.json: {wrong}; download all of it again"
+            )
         return self._frozen(model if self.dtype == "int8" else model.to(device))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights that are run, from the config alone; of int8, about."""
+        """Bytes of the weights that run, from the config alone; approximate for int8."""
         weights = self.skeleton().parameters()
         return sum(p.numel() * (1 if self.dtype == "int8" else p.itemsize) for p in weights)
 
     def skeleton(self) -> PreTrainedModel:
-        """What `read` gives, on the meta device: shapes without memory."""
+        """The model that `read` returns, on the meta device: shapes that take no memory."""
         with torch.device("meta"):
             dtype = torch.bfloat16 if self.dtype == "int8" else getattr(torch, self.dtype)
             return self._frozen(self.AUTO.from_config(self._needed(), dtype=dtype, attn_implementation="sdpa"))
 
     def _needed(self) -> PreTrainedConfig:
-        """The config of what is read."""
-        return truncate(self._config.get_text_config(), self.depth)
+        """The config of the part of the model that is read."""
+        return _first_blocks(self._config.get_text_config(), self.depth)
 
     def _stack(self, model: Any) -> Any:
         """The module that holds the blocks and the final norm."""
@@ -197,25 +197,25 @@ class FrozenLLM:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"], Int[Tensor, " b"]]:
-        """Features of a batch, zero where padded; its mask; the index of each caption's first token.
+        """Features of prompts, zero where padded; their mask; the index of each caption's first token.
 
         Raises:
-            ValueError: there is no prompt, or a template or setting that does not work with this model.
+            ValueError: the list is empty, or the template or a setting does not work with this model.
         """
-        if not prompts or isinstance(prompts, str):  # a text is a list of letters to Python
+        if not prompts or isinstance(prompts, str):  # to Python a str is a list of letters
             raise ValueError(f"{self.name} encodes a list of at least one prompt, got {prompts!r}")
         model = self._model or self.load()._model
         splits = [self.prompts.split(prompt) for prompt in prompts]
         self._count(splits)
         ids, mask, start = self._pad(splits)
         ids, mask, start = ids.to(model.device), mask.to(model.device), start.to(model.device)
-        with torch.autocast(model.device.type, enabled=False):  # cached and online features: one arithmetic
+        with torch.autocast(model.device.type, enabled=False):  # so that cached and online features are equal
             states = self._states(model, ids, mask, self._shared(splits))
         return states.masked_fill(~mask[..., None], 0), mask, start
 
     def _shared(self, splits: list[Split]) -> int:
-        """How many first tokens, the template and the instruction, all sequences of a batch have in common."""
-        if len(splits) == 1 or self.padding_side == "left" or self.distribute:  # ranks gather weights equally often
+        """Number of first tokens (template and instruction) that all prompts of a batch have in common."""
+        if len(splits) == 1 or self.padding_side == "left" or self.distribute:  # sharded: ranks run equally often
             return 0
         shortest = min(len(ids) for ids, _, _ in splits)
         return min(len(os.path.commonprefix([ids for ids, _, _ in splits])), shortest - 1)
@@ -223,7 +223,7 @@ class FrozenLLM:
     def _states(
         self, model: Any, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], shared: int
     ) -> Float[Tensor, "b l e"]:
-        """Hidden states; the shared first tokens, which under a causal mask see no other, are run once for all rows."""
+        """Hidden states; the shared first tokens see no later ones (causal mask), so they run once for all rows."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         if not shared:
             return self._tapped(
@@ -246,22 +246,22 @@ class FrozenLLM:
         return torch.cat([self._tapped(first).expand(len(ids), -1, -1), self._tapped(rest)], 1)
 
     def _tapped(self, output: Any) -> Float[Tensor, "b l e"]:
-        """What is read of a forward pass: the last hidden state that was computed."""
+        """The features in a forward pass's output: the last hidden state."""
         return output.last_hidden_state
 
     def _count(self, splits: list[Split]) -> None:
-        """Count the captions that were cut, and say so at the first."""
+        """Count the captions that were cut, and warn at the first."""
         cut = [lost for _, _, lost in splits if lost]
         if cut and not self.cut:
             warnings.warn(
                 f"{self.name}: a caption is {cut[0]} tokens longer than max_tokens={self.prompts.max_tokens} "
-                "and is cut there; later ones are only counted",
-                stacklevel=4,  # past __call__ and its no_grad
+                "and is cut there; further cuts are only counted",
+                stacklevel=4,  # names the caller of __call__, past its no_grad
             )
         self.cut += len(cut)
 
     def _pad(self, splits: list[Split]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids (b l), mask (b l) and caption starts (b); what is in the padding does not matter."""
+        """Token ids (b l), mask (b l) and caption starts (b); the ids in the padding do not matter."""
         length = max(len(ids) for ids, _, _ in splits)
         shifts = [length - len(ids) if self.padding_side == "left" else 0 for ids, _, _ in splits]
         batch = torch.zeros(len(splits), length, dtype=torch.long)
@@ -274,10 +274,10 @@ class FrozenLLM:
 
 
 def quantized(device: str | torch.device) -> dict[str, Any]:
-    """What transformers needs to know to hold linear layers in 8 bits.
+    """Arguments of `from_pretrained` that hold linear layers in 8 bits.
 
     Raises:
-        ValueError: the package that does it is not installed.
+        ValueError: bitsandbytes or accelerate is not installed.
     """
     if not all(find_spec(package) for package in ("bitsandbytes", "accelerate")):
         raise ValueError("dtype int8 of an LLM needs bitsandbytes; install it with `pip install 'lidit[llm8bit]'`")
@@ -290,7 +290,7 @@ def quantized(device: str | torch.device) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from reporting the weights that are left in the file on purpose."""
+    """Keep transformers from reporting weights that are not read on purpose."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -302,19 +302,19 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def truncate(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
-    """The same model with its first blocks only."""
+def _first_blocks(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
+    """The config of the same model with its first `depth` blocks only."""
     values = config.to_dict()
     values |= {key: values[key][:depth] for key in LAYER_LISTS if isinstance(values.get(key), list)}
     return type(config).from_dict(values | {"num_hidden_layers": depth})
 
 
 def drop_final_norm(model: nn.Module, name: str) -> None:
-    """Make the last built block the model's output: hidden states before the last are not normalised."""
+    """Remove the final norm, which belongs to the hidden state after the last block alone."""
     found = [key for key in FINAL_NORMS if isinstance(getattr(model, key, None), nn.Module)]
     if len(found) != 1:
         raise ValueError(
-            f"{name} ({type(model).__name__}) keeps its final norm under none of {', '.join(FINAL_NORMS)}; "
+            f"{name} ({type(model).__name__}) has its final norm under none of the names {', '.join(FINAL_NORMS)}; "
             "only layer -1 of it can be read"
         )
     setattr(model, found[0], nn.Identity())

@@ -1,9 +1,10 @@
 """The LLMDiff-Adapter's text encoding: an LLM's blocks as the steps of a diffusion (Dong et al., ACM MM 2024).
 
-The embedding is the noisiest state x^T of a token, each block a denoising step. By Bayes the text's score at block t is
-what the block adds to a token with its context, less what it adds to the token alone, R_t(x_d; x_<d) - R_t(x_d; 0); the
-encoding is the end of a Langevin chain over the blocks. `BlockwiseLLM` is the frozen half, which a cache may hold;
-`LLMDiffEncoder` the trained one. arXiv 2502.04412; what it leaves open is marked UNSTATED.
+A token's embedding is its noisiest state x^T, and each block is a denoising step. By Bayes' rule the text's score at
+block t is what the block adds to a token with its context, minus what it adds to the token alone:
+R_t(x_d; x_<d) - R_t(x_d; 0). The encoding c is the end of a Langevin chain over the blocks. `BlockwiseLLM` is the
+frozen half, whose features a cache may hold, and `LLMDiffEncoder` is the trained half.
+What the paper (arXiv 2502.04412) leaves open is marked UNSTATED.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from lidit.models.layers import masked_mean
 from lidit.models.llm import FrozenLLM
 from lidit.models.prompt_encoder import truncate
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose blocks are norm, attention, norm, MLP, and nothing else
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # model types whose blocks are norm, attention, norm, MLP
 Empty = Literal["same", "isolated", "none"]
 
 
 class BlockwiseLLM(FrozenLLM):
-    """A frozen LLM whose features are its embedding and every block's part of the score, (b l (1 + blocks) e), float32.
+    """A frozen LLM whose features are its embedding and each block's part of the score, (b l (1 + blocks) e), float32.
 
     Args:
-        name: as of FrozenLLM.
-        empty: how a token without its context is read. same: block t run on the same input, seeing itself alone;
-            isolated: the token run alone through all blocks; none: not at all, what the block adds is the score.
-            UNSTATED: whether the paper takes same or isolated.
-        sums: give only the embedding and the sum of the parts, (b l 2 e): enough where g is constant.
-        settings: other arguments of FrozenLLM, but layer and levels.
+        name: the LLM's Hugging Face id, folder, or `bundled:NAME`.
+        empty: how a token without its context is read. same: block t runs on its usual input, each token seeing itself
+            alone; isolated: the token runs alone through all blocks; none: it is not read, and the score is what the
+            block adds. UNSTATED: whether the paper takes same or isolated.
+        sums: give only the embedding and the sum of the parts, (b l 2 e), which is enough where g is constant.
+        settings: other arguments of `FrozenLLM`, except `layer`.
 
     Raises:
-        ValueError: the LLM's family has other blocks.
+        ValueError: the LLM is of a family with other blocks.
     """
 
     def __init__(self, name: str, empty: Empty = "same", sums: bool = False, **settings: Any):
@@ -48,7 +49,7 @@ class BlockwiseLLM(FrozenLLM):
 
     @property
     def parts(self) -> int:
-        """Levels of a feature: the embedding, and the parts of the score."""
+        """Number of levels of a feature: the embedding, and the parts of the score."""
         kind = self._config.get_text_config().model_type
         if kind not in FAMILIES:
             raise ValueError(f"{self.name} is a {kind}; block-wise encoding knows the blocks of {', '.join(FAMILIES)}")
@@ -61,13 +62,13 @@ class BlockwiseLLM(FrozenLLM):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """As of FrozenLLM; and how the empty context is read."""
+        """`FrozenLLM`'s identity, and how a token without its context is read."""
         return {**super().identity, "blockwise": self.empty, "sums": self.sums}
 
     def _states(
         self, model: Any, ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], shared: int
     ) -> Float[Tensor, "b l k"]:
-        """The embedding and each block's part; attention of the whole batch is run once, alone costs an MLP a block."""
+        """The embedding and each block's part of the score; without context a block costs its MLP, but no attention."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with recorded(model.layers) as (inputs, added):
             model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
@@ -85,17 +86,17 @@ class BlockwiseLLM(FrozenLLM):
 
 @contextmanager
 def recorded(layers: nn.ModuleList) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """During a forward pass: each block's input, and what it adds to it.
+    """Record each block's input, and what the block adds to it, during a forward pass.
 
-    What is added is taken from attention and MLP themselves: differences of a large residual stream would lose it.
+    What a block adds is the output of its attention and its MLP: as a difference of two large states it would be lost.
     """
     inputs: list[Tensor] = []
     added: list[Tensor] = []
 
-    def keep_input(_: nn.Module, arguments: tuple) -> None:
+    def record_input(_: nn.Module, arguments: tuple) -> None:
         inputs.append(arguments[0])
 
-    def keep_attention(_: nn.Module, arguments: tuple, output: tuple) -> None:
+    def record_attention(_: nn.Module, arguments: tuple, output: tuple) -> None:
         added.append(output[0].float())
 
     def add_mlp(_: nn.Module, arguments: tuple, output: Tensor) -> None:
@@ -103,8 +104,8 @@ def recorded(layers: nn.ModuleList) -> Iterator[tuple[list[Tensor], list[Tensor]
 
     hooks = []
     for layer in layers:
-        hooks.append(layer.register_forward_pre_hook(keep_input))
-        hooks.append(layer.self_attn.register_forward_hook(keep_attention))
+        hooks.append(layer.register_forward_pre_hook(record_input))
+        hooks.append(layer.self_attn.register_forward_hook(record_attention))
         hooks.append(layer.mlp.register_forward_hook(add_mlp))
     try:
         yield inputs, added
@@ -125,17 +126,16 @@ class LLMDiffEncoder(nn.Module):
     """The Langevin chain, c = c^T + sum over t of g(t) score_t + sqrt(2 h(t)) noise, normalised; g and h are learnt.
 
     Args:
-        llm_widths: width of the one LLM's features, k e.
-        width: of the denoiser's text.
-        levels: k, 1 + the LLM's blocks; 2 for its sums; 1 for features of a plain FrozenLLM, the last hidden state
-            alone.
-        start: c^T is the embedding, or zero. UNSTATED: the paper does not say which.
-        noise: in training, add the chain's noise.
-        project: map c to the denoiser's width, as LIDiT needs it; without, c itself (b l e) is the text, for adapters.
-        normalise: the end of the chain; without it, levels=1 and project=False, the text is what the frozen model gave.
+        llm_widths: a list of the one LLM's feature width, k e.
+        width: width of the denoiser's text.
+        levels: k, which is 1 + the LLM's blocks; 2 for sums; 1 for a plain `FrozenLLM`, of which c is the hidden state.
+        start: the start c^T of the chain is the embedding, or zero. UNSTATED: the paper does not say which.
+        noise: add the chain's noise in training.
+        project: map c to the denoiser's width, as LIDiT needs it; otherwise the text is c itself (b l e), for adapters.
+        normalise: normalise c; if not, with levels=1 and project=False the text is the frozen model's features.
 
     Raises:
-        ValueError: not one LLM, or features of another number of levels.
+        ValueError: there is not exactly one LLM, or its features do not divide into the levels.
     """
 
     def __init__(
@@ -150,14 +150,15 @@ class LLMDiffEncoder(nn.Module):
     ):
         super().__init__()
         if len(llm_widths) != 1:
-            raise ValueError(f"the block-wise encoding is of one LLM, not {len(llm_widths)}; name one under llms")
+            raise ValueError(f"the block-wise encoding reads one LLM, not {len(llm_widths)}; name one under llms")
         if llm_widths[0] % levels:
             raise ValueError(
-                f"features of {llm_widths[0]} channels are not of {levels} levels; set levels to 1 + the LLM's blocks"
+                f"{llm_widths[0]} feature channels do not divide into {levels} levels; "
+                "set levels to 1 + the LLM's blocks"
             )
         features = llm_widths[0] // levels
         self.levels, self.start, self.noise = levels, start, noise
-        # UNSTATED: the form of g and h; here one number a block each, g starting at 1 and softplus(h) near 0.
+        # UNSTATED: the form of g and h; here one number per block each, g starting at 1 and softplus(h) near 0.
         self.g = nn.Parameter(torch.ones(levels - 1)) if levels > 1 else None
         self.h = nn.Parameter(torch.full((levels - 1,), -8.0)) if levels > 1 and noise else None
         # UNSTATED: the paper names no norm; residual streams grow with depth, a thousandfold in some LLMs.
@@ -169,7 +170,7 @@ class LLMDiffEncoder(nn.Module):
     units = ()  # too small to be gathered in parts
 
     def encode(self, x: Float[Tensor, "b l _"]) -> Float[Tensor, "b l e"]:
-        """The end of the chain, normalised, in float32, from features."""
+        """The encoding c of features, in float32: the end of the chain, normalised."""
         with torch.autocast(x.device.type, enabled=False):
             first, *parts = x.float().chunk(self.levels, -1)
             if not parts:
@@ -182,10 +183,10 @@ class LLMDiffEncoder(nn.Module):
             return self.norm(chain + first if self.start == "embedding" else chain)
 
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:
-        """The text: the caption's tokens; it does not depend on the time.
+        """The caption's tokens as text, the same at every time.
 
         Args:
-            features: of the LLM: tokens (b l k*e), mask (b l), start of the caption (b).
+            features: the LLM's features: tokens (b l k*e), mask (b l), caption starts (b).
             t: times (b).
         """
         ((tokens, mask, start),) = features

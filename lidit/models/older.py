@@ -1,7 +1,7 @@
 """Recipes, checkpoints and exports of earlier versions: what their classes and keys are called today.
 
-Class paths and arguments are a public format. When one is renamed or dropped, its line in a table here lets what was
-written before still load.
+Class paths and arguments are a public format. When one is renamed or dropped, a line in a table here lets files of
+earlier versions still load.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 from typing import Any
 
 VARIANTS = "lidit.models.variants"
-# until 0.1.0 these classes had other systems' arguments, too: their values for LI-DiT, and the class that has them now
+# until 0.1.0 these classes had arguments of other systems: the class that has them now, and their values for LI-DiT
 MOVED: dict[str, tuple[str, dict[str, list[Any]]]] = {
     "lidit.models.llm.FrozenLLM": (f"{VARIANTS}.llm.MultiLevelLLM", {"levels": [1]}),
     "lidit.models.prompt_encoder.PromptEncoder": (
@@ -31,24 +31,24 @@ LLM = "lidit.models.llm.FrozenLLM"  # the class of an LLM that a recipe gives wi
 
 
 def updated(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of any version as one of this version; what needs no change comes back equal.
+    """A recipe of any version, as this version writes it; one that needs no change comes back equal.
 
     Args:
-        recipe: the file's content, with `model`.
+        recipe: the content of a recipe's file.
     """
     if not isinstance(recipe.get("model"), dict):
         return recipe
     recipe = copy.deepcopy(recipe)
     encoder = recipe["model"].get("prompt_encoder")
     if isinstance(encoder, dict) and isinstance(encoder.get("init_args"), dict):
-        preset = encoder["init_args"].pop("preset", None)  # a key of the recipe since
+        preset = encoder["init_args"].pop("preset", None)  # now a key of the recipe
         recipe |= {"preset": preset} if preset else {}
     recipe["model"] = updated_model(recipe["model"])
     return recipe
 
 
 def updated_model(model: dict[str, Any]) -> dict[str, Any]:
-    """The same for a model's settings alone, as checkpoints and exports carry them."""
+    """A model's settings of any version, as checkpoints and exports hold them, as this version writes them."""
     model = copy.deepcopy(model)
     for name in ("prompt_encoder", "backbone"):
         if name in model:
@@ -56,7 +56,7 @@ def updated_model(model: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model.get("llms"), list):
         model["llms"] = [_moved(llm, LLM) for llm in model["llms"]]
     encoder, backbone = _arguments(model.get("prompt_encoder")), model.get("backbone")
-    if encoder.get("mix") == "per_block" and isinstance(backbone, dict):  # the backbone was not told
+    if encoder.get("mix") == "per_block" and isinstance(backbone, dict):  # then no setting of the backbone
         levels = {"levels": encoder["levels"]}
         path, _ = MOVED.get(backbone.get("class_path", ""), (backbone.get("class_path"), {}))
         model["backbone"] = backbone | {"class_path": path, "init_args": levels | _arguments(backbone)}
@@ -69,11 +69,11 @@ def _arguments(part: Any) -> dict[str, Any]:
 
 
 def _moved(part: Any, otherwise: str = "") -> Any:
-    """A part whose class lost arguments: without them where they say what the class does, else of the class with them.
+    """A part without the arguments that its class has lost, or of the class that has them if their values matter.
 
     Args:
         part: `{class_path, init_args}`, or the arguments alone.
-        otherwise: its class where it names none.
+        otherwise: the part's class if it names none.
     """
     if not isinstance(part, dict):
         return part

@@ -1,8 +1,8 @@
-"""From the features of frozen LLMs to the text the diffusion transformer reads (LI-DiT, section 3, Figure 5).
+"""From the features of frozen LLMs to the text that the diffusion transformer reads (LI-DiT, section 3, Figure 5).
 
 Each LLM's tokens are projected to the transformer's width, refined without the causal mask, and fused with those of the
-other LLMs; then the instruction is cut and what remains is concatenated. Features come in as tensors, so cached and
-online prompts are the same code.
+other LLMs. Then the instruction is cut, and the captions that remain are concatenated. Features come in as tensors, so
+cached and online prompts run the same code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, Linguistic
 def truncate(
     x: Float[Tensor, "b l d"], caption: Bool[Tensor, "b l"]
 ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"]]:
-    """The marked tokens alone, moved to the front in their order and padded to the longest row; and their mask."""
+    """The caption's tokens alone, moved to the front in their order and padded to the longest row; and their mask."""
     lengths = caption.sum(1)
     longest = int(lengths.max())
     order = caption.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
@@ -31,25 +31,25 @@ def truncate(
 
 
 class FeatureNorm(nn.Module):
-    """RMSNorm of one LLM's features without weights, and on request whitening by statistics of the first batches.
+    """RMSNorm without weights of one LLM's features, then whitening with statistics of the first batches if asked for.
 
     UNSTATED: the paper names no norm. Residual streams are large, so one is needed. In the miniature LLMs tokens
-    # differ by their class far more than by what they say, which whitening makes learnable in minutes.
+    differ by their class far more than by their content; whitening makes the content learnable in minutes.
 
     Args:
         width: channels of the features.
-        whiten: decorrelate them and give every direction unit variance (ZCA), as measured in the first training
-            batches; until then, and before any training, they are only normalised.
+        whiten: decorrelate the features and give every direction unit variance (ZCA), by statistics of the first
+            training batches; before any training the features are only normalised.
     """
 
-    BATCHES = 100  # measured; one alone would hold captions of one length
-    FLOOR = 1e-3  # variances below are not blown up
+    BATCHES = 100  # training batches to measure; a single one would hold captions of one length
+    FLOOR = 1e-3  # added to variances, so that tiny ones are not blown up
 
     def __init__(self, width: int, whiten: bool):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
         self.whiten = whiten
-        self.reduce: Callable[[Tensor], Tensor] | None = None  # sums over ranks, where `parallel` has several
+        self.reduce: Callable[[Tensor], Tensor] | None = None  # a sum over ranks, which `parallel.py` sets
         if whiten:
             self.register_buffer("batches", torch.tensor(0))
             self.register_buffer("center", torch.zeros(width))
@@ -57,18 +57,18 @@ class FeatureNorm(nn.Module):
             self.register_buffer("rotate", torch.eye(width))
 
     def forward(self, x: Float[Tensor, "b l e"], caption: Bool[Tensor, "b l"]) -> Float[Tensor, "b l e"]:
-        """Normalised features; in training the statistics are measured on the caption's tokens alone."""
+        """Normalised features; training measures the statistics, on the caption's tokens alone."""
         x = self.norm(x)
         if not self.whiten:
             return x
-        with torch.autocast(x.device.type, enabled=False):  # small differences of large numbers
+        with torch.autocast(x.device.type, enabled=False):  # differences of large numbers need float32
             if self.training and self.batches < self.BATCHES:
                 self.measure(x[caption])
             return (x - self.center) @ self.rotate
 
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "n e"]) -> None:
-        """Take one more batch, n tokens of it on this rank, into the statistics."""
+        """Add a batch, of which this rank has n tokens, to the statistics."""
         sums = torch.cat([x.T @ x, x.sum(0)[None], torch.full_like(x[:1], len(x))])  # one tensor: one sum over ranks
         second, first, count = (self.reduce(sums) if self.reduce else sums).split([x.shape[1], 1, 1])
         self.batches += 1
@@ -80,22 +80,22 @@ class FeatureNorm(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Project, refine, collaborate, truncate, concatenate.
+    """The prompt encoder: project, refine, fuse, cut the instruction, concatenate (sections 3.1 and 3.2).
 
     Args:
         llm_widths: width of each LLM's features, one per LLM.
         width: the transformer's width.
         heads: attention heads of the refiners.
         refiner_depth: blocks of each linguistic token refiner; 0 for none (Table 2).
-        full_attention: refiners without the causal mask (Table 3).
-        gating: adaptive gates in the refiners (Table 5).
-        fusion: how several LLMs meet (Table 6); by default collaborative where there are at least two.
+        full_attention: refine without the causal mask (Table 3).
+        gating: put adaptive gates into the refiners (Table 5).
+        fusion: how the tokens of several LLMs are fused (Table 6); by default collaborative for two LLMs or more.
         fusion_depth: blocks of the collaborative refiner.
         mlp_ratio: hidden width of the refiners' MLPs over the width.
-        whiten: whiten the LLMs' features by statistics of the first training batches; see `FeatureNorm`.
+        whiten: whiten the LLMs' features with statistics of the first training batches; see `FeatureNorm`.
 
     Raises:
-        ValueError: no LLM, or a collaborative refiner with only one.
+        ValueError: there is no LLM, or only one for a collaborative refiner.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class PromptEncoder(nn.Module):
         # UNSTATED: where the width changes; we project first, after a norm, since LLM residual streams are large.
         self.norms = nn.ModuleList(FeatureNorm(e, whiten) for e in llm_widths)
         self.project = nn.ModuleList(nn.Linear(e, width) for e in llm_widths)
-        # UNSTATED: which tokens the pooled vector averages, and where; the caption's, after a projection of its own.
+        # UNSTATED: what the pooled vector averages; the caption's normalised features, which are then projected.
         self.pool = nn.ModuleList(nn.Linear(e, width) for e in llm_widths)
         collaborative = len(llm_widths) > 1 if fusion is None else fusion == "collaborative"
         timed = (gating and refiner_depth > 0) or (collaborative and fusion_depth > 0)
@@ -140,14 +140,14 @@ class PromptEncoder(nn.Module):
 
     @property
     def units(self) -> list[nn.Module]:
-        """The refiners with weights: FSDP2 gathers each one's together."""
+        """The refiners that have weights; FSDP2 gathers the weights of each one together."""
         return [part for part in (*self.refiners, self.fusion) if any(True for _ in part.parameters())]
 
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:
-        """Refined text for time t in [0, 1].
+        """The text that the backbone reads at times t in [0, 1].
 
         Args:
-            features: per LLM, in the order of `llm_widths`: tokens (b l e), mask (b l), start of the caption (b).
+            features: for each LLM, in the order of `llm_widths`: tokens (b l e), mask (b l), caption starts (b).
             t: times (b).
         """
         read = [self.read(i, each) for i, each in enumerate(features)]
@@ -162,14 +162,14 @@ class PromptEncoder(nn.Module):
         return Text(torch.cat([x for x, _ in cut], 1), torch.cat([m for _, m in cut], 1), torch.stack(pooled).sum(0))
 
     def read(self, i: int, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One LLM's tokens at the transformer's width.
+        """One LLM's tokens, normalised and projected to the transformer's width.
 
         Args:
-            i: which LLM.
-            features: what it gave.
+            i: index of the LLM.
+            features: the LLM's features.
 
         Returns:
-            Tokens (b l d), which are valid (b l), which are the caption's (b l), and their pooled vector (b d).
+            Tokens (b l d), which of them are valid (b l), which the caption's (b l), and the pooled vector (b d).
         """
         tokens, mask, prompt_start = features
         caption = is_caption(mask, prompt_start)
@@ -179,9 +179,9 @@ class PromptEncoder(nn.Module):
 
 
 def initialise(encoder: nn.Module) -> None:
-    """Xavier weights, and zero for gates and modulations, so that refiners begin as the identity.
+    """Give layers Xavier weights, but gates and modulations zero, so that refiners begin as the identity.
 
-    UNSTATED: the paper starts the gates at zero; other weights are Xavier's, as in the backbone.
+    UNSTATED: the paper starts the gates at zero and names no other weights; those are Xavier's, as in the backbone.
     """
     encoder.apply(_xavier)
     for name, module in encoder.named_modules():

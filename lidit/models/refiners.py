@@ -1,7 +1,7 @@
 """The linguistic token refiner and the collaborative refiner (LI-DiT, sections 3.1 and 3.2, Figure 5).
 
-Next-token features are made for predicting the next token and see only what came before. The first refiner re-reads
-each LLM's tokens without the causal mask; the second lets the tokens of several LLMs read each other.
+An LLM's features serve to predict the next token, and each token has seen only those before it. The first refiner reads
+each LLM's tokens again without the causal mask; the second lets the tokens of several LLMs read each other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lidit.models.layers import Attention, Mlp, layer_norm, modulate
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer, giving zero until it has been trained."""
+    """The same layer with weights of zero, so that it returns zero until it is trained."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -79,7 +79,7 @@ class LinguisticTokenRefiner(nn.Module):
         visible = mask[:, None, None]
         if not self.full_attention:
             causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # a padded row must see something
+            itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # a padded token must see one at least
             visible = (causal & visible) | itself
         for block in self.blocks:
             x = block(x, visible, condition)
@@ -89,7 +89,7 @@ class LinguisticTokenRefiner(nn.Module):
 class CollaborativeBlock(nn.Module):
     """One branch's step: cross-attention to the other branches, then MLP, each with shift, scale and gate.
 
-    UNSTATED: the three vectors come from one zero-initialised layer, so the block starts as the identity.
+    UNSTATED: shifts, scales and gates come from one zero-initialised layer, so the block starts as the identity.
 
     UNSTATED: the paper names no norm on the other branches' tokens; they pass a LayerNorm before they are read.
     """
@@ -118,7 +118,7 @@ class CollaborativeRefiner(nn.Module):
     """Parallel branches, one per LLM, that read each other's tokens (section 3.2; Table 6).
 
     Args:
-        branches: number of LLMs, at least 2; with more, a branch reads all the others, concatenated.
+        branches: number of LLMs, at least 2; with more than 2, a branch reads all the others concatenated.
         width: channels of the tokens.
         heads: attention heads.
         depth: blocks per branch.
@@ -142,7 +142,7 @@ class CollaborativeRefiner(nn.Module):
         masks: list[Bool[Tensor, "b _"]],
         conditions: list[Float[Tensor, "b d"]],
     ) -> list[Float[Tensor, "b _ d"]]:
-        """All branches (b l_i d) after each has read the others; padding (masks False) is never read."""
+        """All branches (b l_i d), each after reading the others; padding (masks False) is never read."""
         everyone = range(len(branches))
         for layer in self.layers:
             branches = [
@@ -158,7 +158,7 @@ class CollaborativeRefiner(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """No exchange between the branches: they meet only in the concatenated text (Table 6, third row)."""
+    """Branches without exchange, which meet only in the concatenated text (Table 6, third row)."""
 
     def forward(
         self,

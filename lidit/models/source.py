@@ -1,7 +1,7 @@
-"""Where the files of a frozen part are, and which files exactly: shared by the LLM and the VAE.
+"""Where the files of a frozen model are, and what identifies their content.
 
-A part is named by a Hugging Face id, a folder, or `bundled:NAME`. A cache of features or latents is valid for one
-content of those files only, so the fingerprint reads content, not names or dates.
+A model is named by a Hugging Face id, a folder, or `bundled:NAME`. A cache of features or latents is valid for one
+content of these files only, so their fingerprint is made of the content and not of names or dates.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def find_file(name: str, wanted: str, revision: str | None = None) -> Path:
-    """The local path of a part's file, downloaded when the name is a hub id.
+    """The local path of a model's file, which is downloaded if the name is a Hugging Face id.
 
     Raises:
-        FileNotFoundError: there is no such folder, no such file in it, or the hub does not give it.
+        FileNotFoundError: there is no such folder or file, or the hub does not give the file.
     """
     folder = Path(resolve(name)).expanduser()
     if folder.is_dir():
@@ -45,15 +45,15 @@ def find_file(name: str, wanted: str, revision: str | None = None) -> Path:
 
 
 def load_name(name: str) -> str:
-    """What `from_pretrained` takes: the folder of a local part, the id of a hub one."""
+    """The name for `from_pretrained`: the folder of a local model, the id of one on the hub."""
     folder = Path(resolve(name)).expanduser()
     return str(folder) if folder.is_dir() else name
 
 
 def describe(name: str, config: Path) -> dict[str, str]:
-    """Name and revision of a part for a cache's identity: the commit of a hub part, the fingerprint of a folder.
+    """Name and revision of a model for a cache's identity: its commit on the hub, or its folder's fingerprint.
 
-    Of a folder only the last name is said, so that a cache may be read where the folder lies elsewhere.
+    The name of a folder is the last part of its path, so that a cache stays valid where the folder lies elsewhere.
     """
     if not Path(resolve(name)).expanduser().is_dir():
         return {"name": name, "revision": commit(config)}
@@ -69,8 +69,8 @@ def commit(config: Path) -> str:
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the config, the tokenizer and the weights of a folder.
 
-    Files up to three chunks are read whole. Of larger ones the size and three chunks are: weights of another training
-    differ everywhere, and 16 GB are not read to find a cache.
+    A file of up to three chunks is read whole. Of a larger one, its size and three chunks are read: weights of another
+    training differ everywhere, and checking a cache must not take the time to read 16 GB.
     """
     digest = hashlib.sha256()
     files = [folder / "config.json", folder / "tokenizer.json"]

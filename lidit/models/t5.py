@@ -1,6 +1,6 @@
-"""The encoder of a T5 as frozen prompt encoder: what LI-DiT compares LLMs with (Table 3, Figures 2, 3).
+"""The encoder of a T5 in the place of the frozen LLM: LI-DiT compares LLMs with it (Table 3, Figures 2, 3).
 
-An encoder reads the whole prompt in both directions, was trained to fill in spans, and knows no chat.
+An encoder reads the whole prompt in both directions. It was trained to fill in missing spans, and knows no chat.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ KINDS = ("t5", "mt5", "umt5")  # model types; Flan-T5 and UL2 are t5
 
 
 class FrozenT5(FrozenLLM):
-    """The encoder of a T5, mT5, UMT5, Flan-T5 or UL2, outside the module tree; the contract is `FrozenLLM`'s.
+    """The encoder of a T5, mT5, UMT5, Flan-T5 or UL2, frozen; it is used like a `FrozenLLM`.
 
     Instruction and caption are plain text closed by the end-of-text token; without an instruction the caption starts at
     token 0. Only the encoder is read.
 
     Args:
-        name: Hugging Face id, folder, or `bundled:NAME`.
-        layer: which of the encoder's hidden states: 0 the embeddings, -1 after the last block and the final norm, as T5
-            is used everywhere.
+        name: the T5's Hugging Face id, folder, or `bundled:NAME`.
+        layer: number of the encoder's hidden state that becomes the features: 0 is the embeddings, -1 the last block's
+            after the final norm, which is how T5 is always used.
         instruction: sentence before the caption; by default none.
-        max_tokens: tokens of the caption that are kept at most.
-        padding_side: where shorter prompts of a batch are padded; the features do not depend on it.
-        dtype: what the weights are held and run in, and the features come in; T5 overflows in float16.
-        revision: branch, tag or commit on the hub.
+        max_tokens: largest number of caption tokens; a longer caption is cut.
+        padding_side: side on which the shorter prompts of a batch are padded; the features do not depend on it.
+        dtype: precision of the weights, of the computation and of the features; T5 overflows in float16.
+        revision: branch, tag or commit on the Hugging Face hub.
     """
 
     AUTO = AutoModelForTextEncoding
@@ -52,7 +52,7 @@ class FrozenT5(FrozenLLM):
         if config.model_type not in KINDS:
             raise ValueError(
                 f"{self.name} is of type {config.model_type}, not {', '.join(KINDS)}; name a T5, or read a "
-                "decoder-only LLM by class_path: lidit.models.llm.FrozenLLM"
+                "decoder-only LLM with class_path: lidit.models.llm.FrozenLLM"
             )
 
     def _needed(self) -> PreTrainedConfig:
@@ -62,7 +62,7 @@ class FrozenT5(FrozenLLM):
         return model.encoder
 
     def _shared(self, splits: list[Split]) -> int:
-        """None: without a causal mask the first tokens see the rest."""
+        """Zero: without a causal mask the first tokens see the rest of the prompt."""
         return 0
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A U-Net of diffusers as a backbone that is trained: the latent diffusion model that LLMDiff-Adapter starts from."""
+"""A U-Net of diffusers as a backbone that is trained: the latent diffusion model that an LLMDiff-Adapter adapts."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 from lidit.models.contracts import Text
 
-STEPS = 1000  # of the noise schedule that U-Nets of diffusers are trained with
+STEPS = 1000  # steps of the noise schedule that U-Nets of diffusers are trained with
 
 
 def step_of(t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """The schedule's step k of times t = (k + 1) / 1000 in (0, 1]."""
+    """The step k of the noise schedule at times t = (k + 1) / 1000 in (0, 1]."""
     return (t * STEPS - 1).round().clamp(0, STEPS - 1)
 
 
 def smallest_patch(channels: Sequence[int]) -> int:
-    """What the sides of a latent are multiples of: each of a U-Net's levels but the last halves them."""
+    """What a latent's sides must be multiples of: each level of a U-Net but the last halves them."""
     return 2 ** (len(channels) - 1)
 
 
 class UNet(nn.Module):
-    """A `UNet2DConditionModel` with new weights, predicting noise; its cross-attentions read the text as it comes.
+    """A `UNet2DConditionModel` with new weights, predicting noise; its cross-attentions read the text unchanged.
 
     Args:
-        channels: of the latent.
-        settings: diffusers' arguments but `in_channels` and `out_channels`: `cross_attention_dim` is the text's width.
+        channels: latent channels.
+        settings: other arguments of diffusers' class; `cross_attention_dim` is the text's width.
 
     Raises:
-        TypeError: diffusers knows no such argument.
+        TypeError: a setting is not an argument of diffusers' class.
     """
 
     def __init__(self, channels: int, settings: dict[str, Any]):
@@ -40,13 +40,13 @@ class UNet(nn.Module):
         self.unet = UNet2DConditionModel(in_channels=channels, out_channels=channels, **settings)
         self.width = self.unet.config.cross_attention_dim
         self.patch = smallest_patch(self.unet.config.block_out_channels)
-        self.blocks = nn.ModuleList()  # none that `parallel` could checkpoint or shard
+        self.blocks = nn.ModuleList()  # none that `parallel.py` can checkpoint or shard
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], text: Text) -> Float[Tensor, "b c h w"]:
         """Predict the noise in x at time t in (0, 1].
 
         Raises:
-            ValueError: the text is of another width than the cross-attentions'.
+            ValueError: the text and the cross-attentions have different widths.
         """
         if text.tokens.shape[2] != self.width:
             raise ValueError(

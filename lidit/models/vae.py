@@ -1,7 +1,7 @@
 """The frozen autoencoder: images to the latents that the transformer denoises, and back (LI-DiT: 8x down, 16 channels).
 
-Any diffusers `AutoencoderKL` serves: channels, factor, scale and shift are read from the VAE's own config, never from a
-table of known models.
+Any `AutoencoderKL` of diffusers will do: channels, factor, scale and shift are read from the VAE's own config, never
+from a table of known models.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lidit.models.source import describe, find_file, load_name
 
 
 class FrozenVAE:
-    """An `AutoencoderKL` outside the module tree: no checkpoint, EMA copy or shard holds its weights.
+    """A frozen `AutoencoderKL` outside the module tree: no checkpoint, EMA copy or shard holds its weights.
 
     Args:
-        name: Hugging Face id, folder, or `bundled:NAME`.
-        dtype: what its weights are held and run in.
-        revision: branch, tag or commit on the hub.
-        subfolder: where the VAE is in the folder; `vae` in those of whole pipelines such as Stable Diffusion 3.
+        name: the VAE's Hugging Face id, folder, or `bundled:NAME`.
+        dtype: precision of the weights and of the computation.
+        revision: branch, tag or commit on the Hugging Face hub.
+        subfolder: the VAE's folder inside `name`; `vae` in whole pipelines such as Stable Diffusion 3.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FrozenVAE:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The VAE's config.json."""
+        """The content of the VAE's config.json."""
         config = json.loads(self._config_file.read_text())
         if config.get("_class_name") != "AutoencoderKL":
             fix = (
@@ -57,17 +57,17 @@ class FrozenVAE:
 
     @property
     def channels(self) -> int:
-        """Channels c of a latent, from the config alone."""
+        """Channels c of a latent; only the config is read."""
         return self.config["latent_channels"]
 
     @property
     def factor(self) -> int:
-        """Pixels of the image per latent position, along each side, from the config alone."""
+        """Image pixels per latent position along each side; only the config is read."""
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What latents depend on: a cache made by another identity is stale."""
+        """All that the latents depend on; a cache made with another identity is stale."""
         return {
             **describe(self.name, self._config_file),
             "subfolder": self.subfolder,
@@ -75,12 +75,12 @@ class FrozenVAE:
         }
 
     def load(self, device: str | torch.device = "cpu") -> FrozenVAE:
-        """Read the weights once and put them on a device; again: only move them."""
+        """Put the VAE on a device; the first call reads its weights, later ones only move them."""
         self._ready().to(device)
         return self
 
     def _read(self) -> AutoencoderKL:
-        _ = self.config  # a wrong name or kind is said here, before diffusers is asked
+        _ = self.config  # a wrong name or kind is an error here, not in diffusers
         try:
             model, report = AutoencoderKL.from_pretrained(
                 load_name(self.name),
@@ -92,15 +92,17 @@ class FrozenVAE:
             )
         except OSError:
             raise FileNotFoundError(
-                f"{self.name} has the config.json of a VAE but no weights beside it that load; fetch it again, whole"
+                f"{self.name} has the config.json of a VAE but no weights beside it that load; download all of it again"
             ) from None
         if wrong := {kind: keys for kind, keys in report.items() if keys}:
-            raise ValueError(f"the weights of {self.name} do not fit its config.json: {wrong}; fetch it again, whole")
+            raise ValueError(
+                f"the weights of {self.name} do not fit its config.json: {wrong}; download all of it again"
+            )
         return model
 
     @torch.no_grad()
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] to scaled and shifted latents in the VAE's dtype: the posterior's mode, without chance.
+        """Latents of images in [-1, 1], scaled and shifted, in the VAE's dtype: the posterior's mode (deterministic).
 
         Raises:
             ValueError: height or width is not divisible by the factor.
@@ -112,14 +114,14 @@ class FrozenVAE:
                 f"choose a width and a height divisible by {self.factor}"
             )
         model = self._ready()
-        # UNSTATED: whether latents are samples of the VAE's posterior or its mode; the mode, so a latent can be cached.
+        # UNSTATED: whether latents are samples of the VAE's posterior or its mode; the mode, which can be cached.
         with torch.autocast(image.device.type, enabled=False):
             latent = model.encode(image.to(model.device, model.dtype)).latent_dist.mode()
         return (latent - self._shift) * self.config["scaling_factor"]
 
     @torch.no_grad()
     def decode(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Latents as `encode` gives them to images, clamped to [-1, 1], in the VAE's dtype."""
+        """Images of latents that are scaled and shifted as `encode` does, in [-1, 1], in the VAE's dtype."""
         model = self._ready()
         latent = latent.to(model.device, model.dtype) / self.config["scaling_factor"] + self._shift
         with torch.autocast(latent.device.type, enabled=False):

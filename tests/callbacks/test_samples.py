@@ -121,7 +121,7 @@ def test_a_right_picture_is_judged_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"size": "40x32"}, "40x32 does not divide by 16"), ({"sampler": "ddim"}, "ddim")]
+    ("wrong", "message"), [({"size": "40x32"}, "40x32 is not divisible by 16"), ({"sampler": "ddim"}, "ddim")]
 )
 def test_what_the_model_cannot_draw_is_refused_before_training(
     built: Callable, loader: Callable, wrong: dict, message: str

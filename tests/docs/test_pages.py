@@ -25,7 +25,7 @@ FOREIGN = {"Connection closed by peer"}  # of gloo
 CLUSTER = ROOT / "experiments/configs/cluster"
 PROSE = {  # lines that name the tags and are none
     "# What the paper leaves open is marked UNSTATED.",
-    "`LLMDiffEncoder` the trained one. arXiv 2502.04412; what it leaves open is marked UNSTATED.",
+    "What the paper (arXiv 2502.04412) leaves open is marked UNSTATED.",
 }
 
 hooks_spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")

@@ -246,7 +246,7 @@ def test_a_missing_tokenizer_is_named_in_one_line(tmp_path: Path, tiny_llama: Pa
 
 
 def test_settings_that_cannot_be_honoured_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one token of a caption"):
+    with pytest.raises(ValueError, match="max_tokens of any is 0; it must be at least 1"):
         prompts("any", max_tokens=0)
     with pytest.raises(ValueError, match="no system turn"):
         prompts("any", template="plain", system="You paint.")

@@ -51,5 +51,5 @@ def test_what_is_no_clip_or_of_another_length_is_refused(tower: Path, tmp_path: 
     with pytest.raises(ValueError, match="reads 10 tokens between start and end; set max_tokens to 10"):
         FrozenCLIPText(str(tower)).load()
     LlamaConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is of type llama, no CLIP"):
+    with pytest.raises(ValueError, match="is of type llama, not a CLIP"):
         FrozenCLIPText(str(tmp_path)).load()

@@ -248,7 +248,7 @@ def test_what_is_no_decoder_only_llm_is_refused(tmp_path: Path, tiny_vae: Path) 
     T5Config(d_model=16).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is an encoder-decoder \(t5\); name a decoder-only LLM"):
         _ = FrozenLLM(str(tmp_path)).width
-    with pytest.raises(ValueError, match="model type None is none that transformers knows"):
+    with pytest.raises(ValueError, match="transformers does not know model type None"):
         _ = FrozenLLM(str(tiny_vae)).width
 
 

@@ -173,7 +173,7 @@ def test_mistakes_are_one_clear_message(tmp_path: Path, tiny_llama: Path) -> Non
     GPT2Config(n_embd=16, n_layer=2, n_head=2).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a gpt2; block-wise encoding knows the blocks of llama, mistral"):
         _ = BlockwiseLLM(str(tmp_path)).width
-    with pytest.raises(ValueError, match="is of one LLM, not 2"):
+    with pytest.raises(ValueError, match="reads one LLM, not 2"):
         LLMDiffEncoder([32, 32], 16, levels=2)
-    with pytest.raises(ValueError, match=r"features of 160 channels are not of 3 levels; set levels to 1 \+"):
+    with pytest.raises(ValueError, match=r"160 feature channels do not divide into 3 levels; set levels to 1 \+"):
         LLMDiffEncoder([160], 16, levels=3)

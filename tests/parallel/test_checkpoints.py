@@ -132,7 +132,7 @@ def test_what_is_torn_or_of_other_code_is_passed_over_and_named(
     part = next((folder / checkpoint_name(4)).glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:-1])
     assert checkpoint.newest(folder, expected) == folder / checkpoint_name(2)
-    assert f"{checkpoint_name(4)} is no checkpoint or not a whole one" in caplog.text
+    assert f"{checkpoint_name(4)} is not a complete checkpoint" in caplog.text
     (folder / checkpoint_name(2) / checkpoint.COMMITTED).unlink()
     assert checkpoint.newest(folder, expected) is None
 

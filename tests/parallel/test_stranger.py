@@ -134,7 +134,7 @@ def test_parts_of_ones_own_go_through_every_verb(
 @pytest.mark.parametrize(
     ("part", "name", "said"),
     [
-        ("backbone", "OwnEncoder", "OwnEncoder is no torch.nn.modules.module.Module that (int) alone makes"),
+        ("backbone", "OwnEncoder", "OwnEncoder does not make a torch.nn.modules.module.Module from (int) alone"),
         ("backbone", "OwnObjective", "OwnObjective"),
         ("prompt_encoder", "OwnObjective", "OwnObjective"),
         ("objective", "OwnBackbone", "OwnBackbone is no objective: it has no loss, times, alpha_sigma, to_x0"),

@@ -1,4 +1,4 @@
-"""LI-DiT that reads its text as other systems' transformers do."""
+"""The LI-DiT backbone with other systems' ways of reading the text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class VariantLIDiT(LIDiT):
 
     Args:
         channels: latent channels.
-        levels: k hidden states of the LLM, laid beside one another in the text (b l k*d); block i reads level
+        levels: number k of the LLM's hidden states, which the text holds concatenated (b l k*d); block i reads level
             i k / depth (Playground v3).
         text_scale: initial weight of the RMSNorm over text tokens; 0.01 in SANA.
         settings: other arguments of `LIDiT`.
@@ -28,7 +28,7 @@ class VariantLIDiT(LIDiT):
         nn.init.constant_(self.text_norm.weight, text_scale)
 
     def read(self, text: Text) -> list[Float[Tensor, "b l d"]]:
-        """Each block's own level, normalised.
+        """The tokens of each block's own level, normalised.
 
         Raises:
             ValueError: the text has another number of levels.

@@ -1,4 +1,4 @@
-"""The prompt encoder with the parts of other systems in place of LI-DiT's; presets.py has their settings."""
+"""The prompt encoder with parts of other systems in place of LI-DiT's; presets.py has their settings."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ Mix = Literal["together", "weights", "attention", "per_block"]
 
 
 class VariantEncoder(PromptEncoder):
-    """A `PromptEncoder` of which some parts are other systems'.
+    """A `PromptEncoder` that can have other systems' parts in place of its own.
 
     Args:
         llm_widths: width of each LLM's features, one per LLM.
         width: the transformer's width.
         heads: attention heads of the refiners.
         refiner_depth: blocks of each token refiner; 0 for none.
-        gating: adaptive gates in the refiners; full: shift and scale as well, as Kandinsky 5 does.
-        fusion: how several LLMs meet; by default collaborative where there are at least two, but for mix=per_block.
+        gating: put adaptive gates into the refiners; full: shift and scale as well, as Kandinsky 5 does.
+        fusion: how the tokens of several LLMs are fused; by default collaborative for two LLMs or more, except with
+            mix=per_block.
         mlp_ratio: hidden width of the refiners' MLPs over the width.
         whiten: whiten the LLMs' features; see `FeatureNorm`.
         truncate: cut the instruction after the refiners, as the paper does, before them, or never.
-        positions: rotary positions in the refiners.
+        positions: give the refiners rotary positions.
         pool: the pooled vector's projection: linear, or an MLP of two SiLU layers, as in HunyuanVideo.
-        levels: hidden states of which each LLM's features are made; as the LLMs' own setting.
+        levels: number of hidden states in each LLM's features; must be the LLMs' own `levels`.
         mix: how several levels become one text (`levels.py`): projected together, by learnt weights, by attention, or
-            one for each part of the backbone, which `VariantLIDiT` reads.
+            not mixed: one text for each part of the backbone, which `VariantLIDiT` reads.
         settings: other arguments of `PromptEncoder`.
 
     Raises:
-        ValueError: as of `PromptEncoder`; levels that do not fit, or a refiner or fusion that mix=per_block has not.
+        ValueError: as for `PromptEncoder`; levels do not divide the features; mix=per_block has refiners or fusion.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class VariantEncoder(PromptEncoder):
             self.refiners = initialised(VariantRefiner(*refiner) for _ in llm_widths)
 
     def read(self, i: int, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As of `PromptEncoder`; the instruction may be cut here, or be read like the caption."""
+        """As in `PromptEncoder`; here `truncate` may cut the instruction, or count it as part of the caption."""
         tokens, mask, prompt_start = features
         if self.truncate == "never":
             prompt_start = torch.zeros_like(prompt_start)
@@ -104,7 +105,7 @@ class VariantEncoder(PromptEncoder):
 
 
 def initialised(modules: Iterable[nn.Module]) -> nn.ModuleList:
-    """Parts with the beginning that `PromptEncoder` gives to its own."""
+    """The modules, with the initial weights that `PromptEncoder` gives to its own."""
     parts = nn.ModuleList(modules)
     initialise(parts)
     return parts
@@ -115,7 +116,7 @@ def _each_level(features: int, levels: int, whiten: bool) -> EachLevel:
 
 
 def _projection(mix: Mix, features: int, levels: int, width: int, heads: int, mlp_ratio: float) -> nn.Module:
-    """From normalised features (b l k*e) to the width, or k times the width for mix=per_block."""
+    """The layer from normalised features (b l k*e) to the width, or to k times the width for mix=per_block."""
     if mix == "weights":
         return LayerMix(levels, features, width)
     if mix == "attention":

@@ -1,6 +1,6 @@
-"""From several hidden states of an LLM to one text.
+"""Ways to make one text of several hidden states of an LLM, called levels.
 
-Features come as levels laid beside one another, (b l k e) as (b l k*e), the lowest first.
+Features hold their levels concatenated, (b l k e) as (b l k*e), the lowest level first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lidit.models.refiners import LinguisticTokenRefiner
 
 
 class EachLevel(nn.ModuleList):
-    """A module for each level, applied to its own."""
+    """One module per level, each applied to its own level."""
 
     def forward(self, x: Float[Tensor, "b l _"], *arguments: Tensor) -> Float[Tensor, "b l _"]:
         parts = zip(self, x.chunk(len(self), -1), strict=True)
@@ -21,12 +21,12 @@ class EachLevel(nn.ModuleList):
 
 
 class LayerMix(nn.Module):
-    """A weighted mean of the levels, by weights that are learnt, and a projection (as ELMo, Peters et al. 2018).
+    """A mean of the levels with learnt weights, then a projection (as in ELMo, Peters et al. 2018).
 
     Args:
-        levels: k.
+        levels: k, the number of levels.
         features: e, channels of a level.
-        width: d, of the result.
+        width: d, channels of the result.
     """
 
     def __init__(self, levels: int, features: int, width: int):
@@ -42,12 +42,12 @@ class LayerMix(nn.Module):
 class LevelAttention(nn.Module):
     """For each token, attention among its levels, then a learnt sum of them (Krea 2).
 
-    # DEVIATION: Krea gates each residual by a sigmoid of the token itself; here there is none.
+    DEVIATION: Krea gates each residual by a sigmoid of the token itself; here there is no gate.
 
     Args:
-        levels: k.
+        levels: k, the number of levels.
         features: e, channels of a level.
-        width: d, of the result.
+        width: d, channels of the result.
         heads: attention heads.
         depth: blocks.
         mlp_ratio: hidden width of the MLPs over the width.
@@ -57,7 +57,7 @@ class LevelAttention(nn.Module):
         super().__init__()
         self.levels = levels
         self.project = nn.Linear(features, width)
-        self.place = nn.Parameter(torch.zeros(levels, width))  # which level it is
+        self.place = nn.Parameter(torch.zeros(levels, width))  # tells the levels apart
         self.blocks = LinguisticTokenRefiner(width, heads, depth, gating=False, mlp_ratio=mlp_ratio)
         self.weights = nn.Parameter(torch.full((levels,), 1 / levels))
 
@@ -73,7 +73,7 @@ class PerBlock(nn.ModuleList):
     """A projection for each level; block i of the backbone reads level i k / depth (Playground v3).
 
     Args:
-        levels: k.
+        levels: k, the number of levels.
         features: e, channels of a level.
         width: d; the result has k d channels.
     """
@@ -86,7 +86,7 @@ class PerBlock(nn.ModuleList):
 
 
 class Unrefined(nn.Module):
-    """In a refiner's place: the tokens as they are, of any width."""
+    """A refiner that leaves the tokens as they are, of any width."""
 
     def __init__(self) -> None:
         super().__init__()

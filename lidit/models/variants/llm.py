@@ -17,26 +17,26 @@ class MultiLevelLLM(FrozenLLM):
     """A `FrozenLLM` whose features are made of several hidden states.
 
     Args:
-        name: Hugging Face id, folder, or `bundled:NAME`.
-        levels: hidden states that are laid beside one another, evenly spread up to `layer`, the lowest first; mean: the
-            layer-normalised mean of all of them up to there (arXiv 2506.08210).
+        name: the LLM's Hugging Face id, folder, or `bundled:NAME`.
+        levels: number of hidden states that are concatenated, evenly spread up to `layer`, the lowest first; mean: the
+            mean of all hidden states up to `layer`, each layer-normalised (arXiv 2506.08210).
         settings: other arguments of `FrozenLLM`.
 
     Raises:
-        ValueError: no level, or as of `FrozenLLM`.
+        ValueError: `levels` is below 1, or as for `FrozenLLM`.
     """
 
     OUTPUTS = {"output_hidden_states": True}
 
     def __init__(self, name: str, levels: int | Literal["mean"] = 1, **settings: Any) -> None:
         if levels != "mean" and levels < 1:
-            raise ValueError(f"levels of {name} is {levels}; at least one hidden state has to be read, or say mean")
+            raise ValueError(f"levels of {name} is {levels}; it must be at least 1, or mean")
         super().__init__(name, **settings)
         self.levels = levels
 
     @property
     def width(self) -> int:
-        """Channels of a feature, over all levels, from the config alone."""
+        """Channels of a feature over all levels; only the config is read."""
         return super().width * (1 if self.levels == "mean" else self.levels)
 
     @property
@@ -53,11 +53,11 @@ class MultiLevelLLM(FrozenLLM):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """As of `FrozenLLM`; and the levels, where there are several."""
+        """`FrozenLLM`'s identity, and the number of levels if there are several."""
         return super().identity | ({} if self.levels == 1 else {"levels": self.levels})
 
     def _tapped(self, output: Any) -> Float[Tensor, "b l e"]:
-        """The hidden states of a forward pass beside one another, or their mean."""
+        """A forward pass's hidden states at `taps`, concatenated, or their mean."""
         states = [output.hidden_states[tap] for tap in self.taps]
         if self.levels == "mean":
             return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in states]).mean(0)

@@ -1,7 +1,7 @@
 """How other systems feed an LLM to a diffusion transformer, as settings of our classes.
 
-A preset decides everything that presets are about (`ABOUT`): what it does not name is LI-DiT's. It leaves the rest of a
-recipe, sizes and training, alone. Facts are of the systems' public code and reports.
+A preset sets all arguments in `ABOUT`: those that it does not name get LI-DiT's values. It leaves the rest of a recipe,
+such as sizes and training, alone. The settings are taken from the systems' public code and reports.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lidit.models.variants.encoder import VariantEncoder
 from lidit.models.variants.llm import MultiLevelLLM
 
 UNREFINED = {"refiner_depth": 0, "fusion": "concat"}  # no refiner of any kind
-UNTIMED = {"gating": False, "fusion": "concat"}  # refined once per prompt
+UNTIMED = {"gating": False, "fusion": "concat"}  # text that does not depend on the time
 
-# what presets are about: for each part, the arguments of LI-DiT's class, and those that only the variant has
+# for each part: the arguments of LI-DiT's class that presets set, and those that only the variant's class has
 ABOUT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llm": ({"layer": -3, "instruction": INSTRUCTION}, {"levels": 1}),
     "prompt_encoder": (
@@ -29,7 +29,7 @@ ABOUT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "backbone": ({}, {"levels": 1, "text_scale": 1.0}),
 }
-CLASSES: dict[str, tuple[type, type]] = {  # of each part, LI-DiT's class and the variant
+CLASSES: dict[str, tuple[type, type]] = {  # for each part: LI-DiT's class, and the variant's
     "llm": (FrozenLLM, MultiLevelLLM),
     "prompt_encoder": (PromptEncoder, VariantEncoder),
     "backbone": (LIDiT, VariantLIDiT),
@@ -38,7 +38,7 @@ CLASSES: dict[str, tuple[type, type]] = {  # of each part, LI-DiT's class and th
 
 @dataclass(frozen=True)
 class Preset:
-    """What a system sets differently than LI-DiT, for each part."""
+    """What a system sets differently from LI-DiT, for each part of the model."""
 
     source: str
     llm: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Preset:
     backbone: dict[str, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> tuple[type, dict[str, Any]]:
-        """The class of a part, LI-DiT's where it can do what the preset names, and all that presets set of it.
+        """The class of a part (LI-DiT's if it has what the preset names), and all arguments of it that presets set.
 
         Args:
             name: llm, prompt_encoder or backbone.
@@ -95,5 +95,5 @@ def settings(name: str) -> Preset:
         ValueError: there is none of that name.
     """
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -14,7 +14,7 @@ from lidit.models.refiners import LinguisticTokenRefiner, RefinerBlock, zeroed
 
 
 def rotary(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b heads l d"]:
-    """Queries or keys turned by their place in the sequence (RoFormer, Su et al. 2021, base 10,000)."""
+    """Queries or keys, rotated by their positions in the sequence (RoFormer, Su et al. 2021, base 10,000)."""
     half, wide = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
     frequencies = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(10_000) / half))
     angles = torch.arange(x.shape[2], device=x.device)[:, None] * frequencies
@@ -23,7 +23,7 @@ def rotary(x: Float[Tensor, "b heads l d"]) -> Float[Tensor, "b heads l d"]:
 
 
 class RotaryAttention(Attention):
-    """Self-attention whose queries and keys are turned by their places in the sequence."""
+    """Self-attention whose queries and keys are rotated by their positions in the sequence."""
 
     def queries(self, x: Float[Tensor, "b q d"]) -> Float[Tensor, "b heads q d/heads"]:
         return rotary(super().queries(x))
@@ -34,7 +34,7 @@ class RotaryAttention(Attention):
 
 
 class ModulatedBlock(RefinerBlock):
-    """A refiner block that also shifts and scales what goes into attention and MLP (Kandinsky 5)."""
+    """A refiner block that also shifts and scales the inputs of attention and MLP (Kandinsky 5)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, gating: bool):
         super().__init__(width, heads, mlp_ratio, gating=False)
@@ -51,16 +51,16 @@ class ModulatedBlock(RefinerBlock):
 
 
 class VariantRefiner(LinguisticTokenRefiner):
-    """A linguistic token refiner as other systems have it.
+    """A linguistic token refiner with other systems' gating and positions.
 
     Args:
         width: channels of the tokens.
         heads: attention heads.
         depth: blocks; 0 leaves the tokens as they are.
         full_attention: let every token see every other.
-        gating: multiply each residual by its gate; full: shift and scale what goes in as well.
+        gating: multiply each residual by its gate; full: shift and scale the inputs as well.
         mlp_ratio: hidden width of the MLP over the width.
-        positions: let attention know places by rotary embedding; otherwise only the LLM's features tell them.
+        positions: rotate queries and keys by their positions; if not, only the LLM's features tell positions.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def test_a_cache_of_one_level_is_stale_for_several_and_valid_as_before(tiny_llam
     assert one != two
 
 
-@pytest.mark.parametrize(("levels", "message"), [(5, "has 4 blocks up to layer -1"), (0, "at least one hidden state")])
+@pytest.mark.parametrize(("levels", "message"), [(5, "has 4 blocks up to layer -1"), (0, "at least 1, or mean")])
 def test_levels_that_are_not_there_are_refused(levels: int, message: str, tiny_llama: Path) -> None:
     with pytest.raises(ValueError, match=message):
         _ = MultiLevelLLM(str(tiny_llama), layer=-1, levels=levels).taps

@@ -47,7 +47,7 @@ def test_every_preset_trains(name: str, tiny_recipe: Path, tmp_path: Path, capsy
 
 def test_a_preset_that_does_not_exist_lists_those_that_do(tiny_recipe: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["fit", "--config", str(tiny_recipe), "--preset", "hunian"]) == 1
-    assert "there is no preset 'hunian'; there are li-dit, hunyuan" in capsys.readouterr().err
+    assert "there is no preset 'hunian'; the presets are li-dit, hunyuan" in capsys.readouterr().err
 
 
 def test_a_preset_for_llms_is_refused_with_a_t5(tiny_recipe: Path, capsys: pytest.CaptureFixture) -> None:
