@@ -47,7 +47,7 @@ def test_two_models_draw_from_the_same_noise(studio: Studio, tiny_checkpoint: Pa
         ("a", {"steps": MOST_STEPS + 1}, "Take 1 to 100 steps, not 101"),
         ("a", {"seed": -1}, r"Take a seed from 0 to 2\^63, not -1"),
         ("a", {"seed": 10**30}, r"Take a seed from 0 to 2\^63, not 1000000"),
-        ("a", {"sampler": "ddim"}, "asks for noise and this model predicts velocity"),
+        ("a", {"sampler": "ddim"}, "needs noise and this model predicts velocity"),
     ],
 )
 def test_what_cannot_be_drawn_gets_a_message(studio: Studio, prompt: str, changes: dict, message: str) -> None:
