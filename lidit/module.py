@@ -223,11 +223,12 @@ class TextToImage(LightningModule):
         held = self.skeleton()
         types = {name: tensor.dtype for name, tensor in held.state_dict().items()}
         held.load_state_dict({name: weight.to(types[name]) for name, weight in weights.items()}, assign=True)
-        if any(buffer.is_meta for buffer in held.buffers()):  # computed when built, not saved
+        ours = all(type(part).__module__.startswith("lidit.") for part in held.values())
+        if not ours or any(buffer.is_meta for buffer in held.buffers()):
+            # what a constructor computes or ties, no checkpoint has
             backbone, prompt_encoder = self.build()
-            built = nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})
-            built.load_state_dict(held.state_dict(), assign=True)
-            held = built
+            held = nn.ModuleDict({"backbone": backbone, "prompt_encoder": prompt_encoder})
+            held.load_state_dict(weights)
         self._hold(held["backbone"], held["prompt_encoder"])
 
     def setup(self, stage: str) -> None:

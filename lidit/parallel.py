@@ -121,11 +121,11 @@ def _sharded(module: nn.Module) -> Iterator[FSDPModule]:
 
 
 def agree_on_statistics(module: nn.Module) -> None:
-    """Let modules that measure the data (those with a `reduce`) measure it over all ranks, if there are several."""
+    """Let modules that measure the data (they have a `sum_over_ranks`) see that of all ranks, if there are several."""
     if _several_ranks():
         for part in module.modules():
-            if hasattr(part, "reduce"):
-                part.reduce = _sum_over_ranks
+            if hasattr(part, "sum_over_ranks"):
+                part.sum_over_ranks = _sum_over_ranks
 
 
 def _several_ranks() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from lidit.checkpoint import COMMITTED, Trained, check_llms, check_shapes, recor
 from lidit.checkpoint import read as read_checkpoint
 from lidit.disk.folder import CHECKPOINTS, checkpoints_in
 from lidit.models.older import updated_model
+from lidit.models.trust import check_settings
 from lidit.module import TextToImage
 from lidit.pixels import to_uint8
 from lidit.samplers import guided, sampler_for, watched
@@ -26,7 +28,6 @@ from lidit.samplers import guided, sampler_for, watched
 BUNDLED = "bundled:lidit"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-FACTORIES = ("prompt_encoder", "backbone", "objective", "vae")  # keys of a model's settings whose values name a class
 
 
 class Pipeline:
@@ -161,44 +162,13 @@ def build(config: dict, trust: Sequence[str] = ()) -> TextToImage:
     from jsonargparse import ArgumentError, ArgumentParser
 
     config = updated_model(config)
-    check_trusted(config, trust)
+    check_settings(config, list(inspect.signature(TextToImage).parameters), trust)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TextToImage, "model")
     try:
         return parser.instantiate(parser.parse_object({"model": config})).model
     except ArgumentError as error:
         raise ValueError(f"the model's configuration does not fit this version of lidit: {error}") from None
-
-
-def check_trusted(config: object, trust: Sequence[str]) -> None:
-    """Refuse a configuration that names a class from outside lidit: importing the class would run foreign code.
-
-    Args:
-        config: the settings of a model, or a part of them.
-        trust: modules that may be named, with their submodules.
-
-    Raises:
-        ValueError: a class is not trusted; the message names it and says how to trust it.
-    """
-    if isinstance(config, list | tuple):
-        for part in config:
-            check_trusted(part, trust)
-    elif isinstance(config, dict):
-        _check_path(config.get("class_path", "lidit."), ("lidit", *trust))
-        for key in FACTORIES:  # a recipe may also name a function that makes the part
-            if isinstance(config.get(key), str):
-                _check_path(config[key], trust)
-        for part in config.values():
-            check_trusted(part, trust)
-
-
-def _check_path(path: object, modules: Sequence[str]) -> None:
-    if not str(path).startswith(tuple(f"{module}." for module in modules)):
-        module = str(path).partition(".")[0]
-        raise ValueError(
-            f"the model's configuration names {path}, which is not lidit's: loading it runs that code. If you trust it "
-            f"and Python can import it, say --trust {module}"
-        )
 
 
 def read(source: str, ema: bool = True) -> Trained:

@@ -1,75 +1,120 @@
-"""A recipe before it is parsed: keys of earlier versions are updated, and a preset is laid over it.
+"""A recipe before it is parsed: keys of earlier versions are brought up to date, and a preset is laid over it.
 
-One rule decides: a preset overrides the recipe's files, and the command line overrides both.
+One rule decides which setting is used: the recipe's files, over them the preset, over both the command line.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, get_loader
-from yaml import YAMLError
 
-from lidit.models.older import updated
+from lidit.models.older import full_path, updated
 from lidit.models.variants.presets import CLASSES, Preset, settings
 
+CONFIGS = ("--config", "-c")  # options whose value is a recipe
 LLMS = "--model.llms"
+Option = tuple[list[str], str, str]  # the words on the command line, the option's name, its value
 
 
-def completed(argv: list[str]) -> tuple[list[str], str | None]:
-    """The command line, with its recipes updated and followed by the preset's settings; and the preset's name.
+def completed(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The command line with its recipes up to date and the preset's settings behind them; and the preset's name.
 
     Args:
-        argv: the command line after the verb.
+        argv: the words after the verb.
 
     Raises:
-        ValueError: there is no such preset, or it sets an argument that a part of the recipe does not have.
+        ValueError: there is no such preset, or it sets what a part of the recipe does not have.
     """
-    words, recipes, end = list(argv), [], 0
-    for i, option, value in options(argv):
-        if option == "--config" and (recipe := _read(value)) is not None:
-            now, end = updated(recipe), i + 1
-            recipes.append(now)
-            if now != recipe:
-                words[i] = f"--config={json.dumps(now)}" if argv[i].startswith("--config=") else json.dumps(now)
-    given = [value for _, option, value in options(argv) if option == "--preset"]
-    name = (given or [recipe.get("preset") for recipe in recipes if "preset" in recipe] or [None])[-1]
-    if name in (None, "null"):
-        return words, None
+    options = list(_options(argv))
+    recipes = {i: _read(value) for i, (_, option, value) in enumerate(options) if option in CONFIGS}
+    now = {i: updated(recipe) for i, recipe in recipes.items() if recipe is not None}
+    named = [_loaded(value) for _, option, value in options if option == "--preset"]
+    named = named or [recipe["preset"] for recipe in now.values() if "preset" in recipe]
+    if any(option.startswith("--model.prompt_encoder") and option.endswith(".preset") for _, option, _ in options):
+        raise ValueError("a preset is a setting of the recipe: say --preset NAME")
+    for recipe in now.values():
+        recipe.pop("preset", None)  # its settings take its place
+    for i, recipe in now.items():
+        if recipe != recipes[i]:
+            options[i] = (["--config", yaml.safe_dump(recipe, sort_keys=False)], "--config", "")
+    if not named or named[-1] is None:
+        return [word for words, option, _ in options if option != "--preset" for word in words], None
+    name = str(named[-1])
     model: dict[str, Any] = {}
-    for recipe in recipes:
-        model |= recipe.get("model") or {}
+    for recipe in now.values():
+        model = _merged(model, recipe.get("model") or {})
     preset = settings(name)
-    for i, option, value in options(argv):
-        if option.rstrip("+") == LLMS:
-            named = json.dumps(_llms(name, preset, get_loader("yaml")(value), over=True))
-            words[i] = f"{option}={named}" if argv[i].startswith(f"{option}=") else named
-    return [*words[:end], "--config", json.dumps({"model": laid_over(name, preset, model)}), *words[end:]], name
+    over = yaml.safe_dump({"model": laid_over(name, preset, model)}, sort_keys=False)
+    files = [word for words, option, _ in options if option in CONFIGS or option == "--model" for word in words]
+    others = [_with_preset(name, preset, each) for each in options if each[1] not in (*CONFIGS, "--model", "--preset")]
+    return [*files, "--config", over, *(word for words in others for word in words)], name
 
 
-def options(argv: list[str]) -> Iterator[tuple[int, str, str]]:
-    """For each option with a value: the index of the word with the value, the option's name, and the value."""
-    for i, word in enumerate(argv):
+def _options(argv: Sequence[str]) -> Iterator[Option]:
+    """The command line's options, each with the words it is made of; other words are options without a name."""
+    words = iter(argv)
+    for word in words:
         option, equals, value = word.partition("=")
-        if word.startswith("--") and equals:
-            yield i, option, value
-        elif word.startswith("--") and i + 1 < len(argv):
-            yield i + 1, word, argv[i + 1]
+        if equals or not word.startswith("-") or word in ("-h", "--help", "--print_config"):
+            yield [word], option, value
+            continue
+        value = next(words, None)
+        yield [word] if value is None else [word, value], word, value or ""
 
 
 def _read(config: str) -> dict[str, Any] | None:
-    """The content of a recipe's file, or None if there is none or no recipe in it, which the parser then refuses."""
-    path = Path(config)
-    if not path.is_file():
-        return None
+    """A recipe, from a file or as text; None: the parser will say what is wrong with it.
+
+    Other files that it names are read, or named by their whole path, since the recipe may be handed on as text.
+    """
     try:
-        found = get_loader("yaml")(path.read_text())
-    except YAMLError:
+        path = Path(config)
+        inside = path.is_file()
+        found = _loaded(path.read_text() if inside else config)
+    except (OSError, UnicodeDecodeError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    for key, value in found.items() if inside else ():
+        if isinstance(value, str) and key != "preset" and (path.parent / value).is_file():
+            found[key] = _read(str(path.parent / value)) if key == "model" else str((path.parent / value).absolute())
+    return found
+
+
+def _loaded(text: str) -> Any:
+    """YAML as the parser reads it; text that is none as it is, for the parser to refuse."""
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _merged(below: dict[str, Any], above: Any) -> dict[str, Any]:
+    """Settings with others over them, as the parser lays one recipe over another."""
+    if not isinstance(above, dict):
+        return below
+    merged = dict(below)
+    for key, value in above.items():
+        if key.endswith("+"):
+            merged[key[:-1]] = [*merged.get(key[:-1], []), *(value if isinstance(value, list) else [value])]
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _with_preset(name: str, preset: Preset, option: Option) -> list[str]:
+    """An option's words; LLMs named on the command line are read as the preset says, but for what they name."""
+    words, key, value = option
+    if key.rstrip("+") != LLMS:
+        return words
+    llms = _loaded(value)
+    return [key, yaml.safe_dump(_llms(name, preset, llms, over=True))] if isinstance(llms, list | dict) else words
 
 
 def laid_over(name: str, preset: Preset, model: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +131,7 @@ def laid_over(name: str, preset: Preset, model: dict[str, Any]) -> dict[str, Any
     over: dict[str, Any] = {}
     for part in ("prompt_encoder", "backbone"):
         kind, arguments = preset.part(part)
-        there = (model.get(part) or {}).get("class_path")
+        there = full_path(model[part].get("class_path") if isinstance(model.get(part), dict) else model.get(part))
         if there in map(path_of, CLASSES[part]):
             over[part] = {"class_path": path_of(kind), "init_args": arguments}
         elif there is not None and arguments:
@@ -106,7 +151,7 @@ def _llms(name: str, preset: Preset, llms: Any, over: bool) -> Any:
     if not isinstance(llms, dict):
         return llms
     kind, arguments = preset.part("llm")
-    there = llms.get("class_path", path_of(CLASSES["llm"][0]))
+    there = full_path(llms.get("class_path", path_of(CLASSES["llm"][0])))
     own = llms.get("init_args") or {} if "class_path" in llms else llms
     if there not in map(path_of, CLASSES["llm"]):
         if kind is not CLASSES["llm"][0]:

@@ -49,7 +49,7 @@ class FeatureNorm(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
         self.whiten = whiten
-        self.reduce: Callable[[Tensor], Tensor] | None = None  # a sum over ranks, which `parallel.py` sets
+        self.sum_over_ranks: Callable[[Tensor], Tensor] | None = None  # a sum over ranks, which `parallel.py` sets
         if whiten:
             self.register_buffer("batches", torch.tensor(0))
             self.register_buffer("center", torch.zeros(width))
@@ -70,7 +70,7 @@ class FeatureNorm(nn.Module):
     def measure(self, x: Float[Tensor, "n e"]) -> None:
         """Add a batch, of which this rank has n tokens, to the statistics."""
         sums = torch.cat([x.T @ x, x.sum(0)[None], torch.full_like(x[:1], len(x))])  # one tensor: one sum over ranks
-        second, first, count = (self.reduce(sums) if self.reduce else sums).split([x.shape[1], 1, 1])
+        second, first, count = (self.sum_over_ranks(sums) if self.sum_over_ranks else sums).split([x.shape[1], 1, 1])
         self.batches += 1
         self.center.lerp_(first[0] / count[0], 1 / self.batches)
         self.second_moment.lerp_(second / count, 1 / self.batches)

@@ -57,14 +57,43 @@ def test_what_lidit_has_is_left_out_and_anything_else_keeps_its_meaning() -> Non
     }
 
 
-def test_a_preset_among_the_encoders_arguments_becomes_the_recipes() -> None:
-    recipe = {"model": {"prompt_encoder": encoder(preset="hunyuan")}, "trainer": {"max_steps": 3}}
-    assert updated(recipe) == {
-        "preset": "hunyuan",
-        "model": {"prompt_encoder": encoder()},
-        "trainer": {"max_steps": 3},
+def test_a_preset_among_the_encoders_arguments_leaves_what_the_recipe_sets_otherwise_than_by_default() -> None:
+    """As it did then; a preset of today is laid over all of the recipe."""
+    recipe = {
+        "model": {
+            "prompt_encoder": encoder(preset="hunyuan", heads=4, fusion="collaborative", refiner_depth=2),
+            "llms": [{"name": "a", "layer": -2}, {"name": "b"}],
+            "backbone": {"class_path": "lidit.models.lidit.LIDiT", "init_args": {"depth": 3}},
+        }
     }
-    assert recipe["model"]["prompt_encoder"]["init_args"] == {"preset": "hunyuan"}  # the given one is as it was
+    now = updated(recipe)
+    assert "preset" not in now
+    assert now["model"]["prompt_encoder"]["class_path"] == "lidit.models.variants.encoder.VariantEncoder"
+    arguments = now["model"]["prompt_encoder"]["init_args"]
+    assert (arguments["truncate"], arguments["pool"], arguments["fusion"]) == ("before", "mlp", "collaborative")
+    assert arguments["heads"] == 4
+    assert [llm["init_args"]["layer"] for llm in now["model"]["llms"]] == [-2, -3]
+    assert recipe["model"]["prompt_encoder"]["init_args"]["preset"] == "hunyuan"  # the given one is as it was
+
+
+@pytest.mark.parametrize(
+    ("arguments", "levels"),
+    [({"mix": "per_block"}, 1), ({"mix": "per_block", "levels": 3}, 3), ({"mix": "weights"}, 1)],
+)
+def test_the_backbone_is_told_of_levels_only_where_there_are_several(arguments: dict, levels: int) -> None:
+    backbone = {"class_path": "lidit.models.lidit.LIDiT", "init_args": {"depth": 2}}
+    now = updated_model({"prompt_encoder": encoder(**arguments), "backbone": backbone})["backbone"]
+    assert now["init_args"].get("levels", 1) == levels
+    own = {"class_path": "mine.Backbone", "init_args": {}}
+    assert updated_model({"prompt_encoder": encoder(**arguments), "backbone": own})["backbone"] == own
+
+
+@pytest.mark.parametrize("mix", ["weights", "attention", "per_block"])
+def test_one_level_that_is_mixed_has_the_weights_it_had(mix: str) -> None:
+    settings = {"refiner_depth": 0, "fusion": "concat"}
+    names = VariantEncoder([32], 16, heads=2, mix=mix, **settings).state_dict()
+    assert any(name.startswith("project.0.") and name.count(".") > 2 for name in names) or mix == "per_block"
+    assert "project.0.weight" not in names
 
 
 def test_an_llm_without_a_class_that_reads_several_states_gets_one() -> None:

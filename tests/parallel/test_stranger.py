@@ -177,19 +177,78 @@ def test_parts_that_keep_their_contracts_pass() -> None:
     check_objective(OwnObjective())
 
 
-def test_no_module_is_imported_that_a_checkpoint_names_and_nobody_trusts(tmp_path: Path) -> None:
+EVIL = [
+    {"backbone": {"class_path": "evil.Backbone"}},
+    {"backbone": "evil.backbone"},
+    {"backbone": "lidit.cli.main"},
+    {"backbone": {"class_path": "lidit.fit.os.system", "init_args": {"command": "touch RAN"}}},
+    {"backbone": {"class_path": "lidit.disk.whole.remove", "init_args": {"path": "VICTIM"}}},
+    {"backbone": {"class_path": "lidit.fit.fit", "init_args": {"argv": ["--help"]}}},
+    {"backbone": {"class_path": "lidit.jobs.local.subprocess.call", "dict_kwargs": {"args": ["touch", "RAN"]}}},
+    {"backbone": {"class_path": "lidit.models.lidit.LIDiT", "init_args": {"depth": {"class_path": "evil.Depth"}}}},
+    {"backbone": {"class_path": "lidit.models.lidit.LIDiT", "init_args": {"depth.class_path": "evil.Depth"}}},
+    {"backbone": {"class_path": ["evil.Backbone"]}},
+    {"backbone.class_path": "evil.Backbone"},
+    {"prompt_encoder.class_path": "evil.Encoder"},
+    {"objective.class_path": "evil.Objective"},
+    {"llms": ["evil.LLM"]},
+    {"llms": '[{"class_path": "evil.LLM"}]'},
+    {"llms": [{"class_path": "evil.LLM", "init_args": {}}]},
+    {"llms+": ["evil.LLM"]},
+    {"vae": {"class_path": "lidit.models.vae.evil.VAE"}},
+    {"objective": {"class_path": "evil.Objective"}},
+    {"learning_rate": {"class_path": "evil.Rate"}},
+]
+
+
+@pytest.mark.parametrize("change", EVIL, ids=str)
+def test_nothing_that_an_untrusted_checkpoint_names_runs(change: dict, tmp_path: Path) -> None:
     from lidit.pipeline import build
 
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    victim, ran = tmp_path / "victim", tmp_path / "ran"
+    victim.mkdir()
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    change = json.loads(json.dumps(change).replace("RAN", str(ran)).replace("VICTIM", str(victim)))
     bundled = json.loads(Path("lidit/assets/lidit/config.json").read_text())["model"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
-        for part in ({"class_path": "evil.Backbone"}, "evil.backbone", "lidit.cli.main"):
-            with pytest.raises(ValueError, match="say --trust"):
-                build(bundled | {"backbone": part})
-            with pytest.raises(ValueError, match="say --trust"):
-                build(bundled | {"llms": [{"class_path": "evil.LLM", "init_args": {}}]})
-    assert not (tmp_path / "ran").exists()
+        with pytest.raises(ValueError, match="configuration"):
+            build(bundled | change)
+    assert not ran.exists()
+    assert victim.is_dir()
+
+
+def test_the_settings_of_the_bundled_model_name_nothing_untrusted() -> None:
+    from lidit.pipeline import build
+
+    bundled = json.loads(Path("lidit/assets/lidit/config.json").read_text())["model"]
+    assert build(bundled).backbone is None
+
+
+class Tied(OwnBackbone):
+    """Two names for one weight, and a number that is computed when it is built."""
+
+    def __init__(self, channels: int, width: int = 24):
+        super().__init__(channels, width)
+        self.blocks[1].weight = self.blocks[0].weight
+        self.frequencies = torch.linspace(0, 1, width)
+
+    def forward(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+        return super().forward(x, t, text._replace(pooled=text.pooled + self.frequencies))
+
+
+def test_tied_weights_and_computed_numbers_of_a_loaded_model_are_as_they_were_built() -> None:
+    from lidit.pipeline import build
+
+    parts = {"backbone": own("Tied"), "prompt_encoder": own("OwnEncoder"), "objective": own("OwnObjective")}
+    bundled = json.loads(Path("lidit/assets/lidit/config.json").read_text())["model"]
+    first, second = (build(bundled | parts, [MODULE]) for _ in range(2))
+    first.configure_model()
+    second.adopt(first.state_dict(), "the first")
+    assert second.backbone.blocks[0].weight is second.backbone.blocks[1].weight
+    told = Text(torch.randn(1, 3, 24), torch.ones(1, 3, dtype=torch.bool), torch.randn(1, 24))
+    x, t = torch.randn(1, 16, 4, 4), torch.rand(1)
+    assert torch.equal(first.backbone(x, t, told), second.backbone(x, t, told))
 
 
 def test_a_recipe_of_ones_own_is_kept_as_it_was_written(recipe: Callable[..., Path]) -> None:

@@ -82,6 +82,7 @@ class VariantEncoder(PromptEncoder):
         self.truncate = truncate
         if levels > 1:
             self.norms = nn.ModuleList(_each_level(e // levels, levels, whiten) for e in llm_widths)
+        if mix != "together":
             sizes = (levels, width, heads, mlp_ratio)
             self.project = initialised(_projection(mix, e // levels, *sizes) for e in llm_widths)
         if pool == "mlp":
@@ -116,14 +117,12 @@ def _each_level(features: int, levels: int, whiten: bool) -> EachLevel:
 
 
 def _projection(mix: Mix, features: int, levels: int, width: int, heads: int, mlp_ratio: float) -> nn.Module:
-    """The layer from normalised features (b l k*e) to the width, or to k times the width for mix=per_block."""
+    """From normalised features (b l k*e) to the width, or k times the width for mix=per_block."""
     if mix == "weights":
         return LayerMix(levels, features, width)
     if mix == "attention":
         return LevelAttention(levels, features, width, heads, 2, mlp_ratio)
-    if mix == "per_block":
-        return PerBlock(levels, features, width)
-    return nn.Linear(levels * features, width)
+    return PerBlock(levels, features, width)
 
 
 def _mlp(features: int, width: int) -> nn.Sequential:

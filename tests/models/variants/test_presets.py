@@ -134,3 +134,92 @@ def test_a_preset_over_an_encoder_of_ones_own_is_refused(tiny_recipe: Path, tmp_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(ValueError, match="the recipe's prompt_encoder is lidit.models.llmdiff.LLMDiffEncoder"):
         read(["--config", str(tmp_path / "recipe.yaml"), "--preset", "plain"])
+
+
+def files(folder: Path, tiny_recipe: Path, **more: str) -> list[str]:
+    """The tiny recipe and further files, by name, each as a path."""
+    (folder / "b.yaml").write_text(tiny_recipe.read_text())
+    for name, text in more.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return [str(folder / f"{name}.yaml") for name in ("b", *more)]
+
+
+@pytest.mark.parametrize("option", ["--config", "-c"])
+def test_further_files_change_parts_that_the_preset_then_overrides(
+    option: str, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    more = {"heads": "model: {prompt_encoder: {init_args: {heads: 4}}, backbone: {init_args: {depth: 3}}}\n"}
+    first, second = files(tmp_path, tiny_recipe, **more)
+    _, model = read([option, first, option, second, "--preset", "sana"])
+    backbone, encoder = model.build()
+    assert encoder.truncate == "never"
+    assert (backbone.text_norm.weight == 0.01).all()
+    assert len(backbone.blocks) == 3
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_the_command_line_stands_over_the_preset_wherever_its_words_are(
+    place: int, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    (path,) = files(tmp_path, tiny_recipe)
+    words = ["--config", path, "--preset", "hunyuan"]
+    _, model = read([*words[:place], "--model.prompt_encoder.pool=linear", *words[place:]])
+    _, encoder = model.build()
+    assert isinstance(encoder.pool[0], torch.nn.Linear)
+    assert encoder.truncate == "before"
+
+
+def test_a_printed_recipe_is_the_run_that_printed_it(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (path,) = files(tmp_path, tiny_recipe)
+    changed = ["--preset=hunyuan", "--model.prompt_encoder.pool=linear", "--print_config"]
+    assert main(["fit", "--config", path, *changed]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["preset"] is None
+    assert printed["model"]["prompt_encoder"]["init_args"]["pool"] == "linear"
+
+
+def test_a_recipe_may_name_its_parts_in_other_files_beside_it(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(tiny_recipe.read_text())
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(recipe["model"]))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": "model.yaml", "preset": "hunyuan"}))
+    _, model = read(["--config", str(tmp_path / "recipe.yaml")])
+    assert model.build()[1].truncate == "before"
+
+
+@pytest.mark.parametrize("none", ["--preset=null", "--preset=~", "--preset="])
+def test_a_recipes_preset_can_be_left_out_on_the_command_line(none: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(tiny_recipe.read_text()) | {"preset": "hunyuan"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    _, model = read(["--config", str(tmp_path / "recipe.yaml"), none])
+    assert type(model.build()[1]) is PromptEncoder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"preset": ["a"]}, "there is no preset"),
+        ({"preset": "plain", "model": 3}, "model"),
+        ({"preset": "plain", "prompt_encoder": [1]}, "prompt_encoder"),
+        ({"preset": "plain", "backbone": {"class_path": [1]}}, "backbone"),
+    ],
+)
+def test_a_broken_recipe_with_a_preset_is_one_line(
+    change: dict, said: str, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = yaml.safe_load(tiny_recipe.read_text())
+    for key, value in change.items():
+        (recipe if key in ("preset", "model") else recipe["model"])[key] = value
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fit", "--config", str(tmp_path / "recipe.yaml")]) in (1, 2)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lidit: error")]
+    assert len(error) == 1
+    assert said in error[0]
+
+
+def test_the_old_place_of_a_preset_on_the_command_line_says_the_new_one(
+    tiny_recipe: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["fit", "--config", str(tiny_recipe), "--model.prompt_encoder.preset=hunyuan"]) == 1
+    assert "say --preset NAME" in capsys.readouterr().err
