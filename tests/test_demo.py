@@ -11,6 +11,7 @@ from lidit.cli import main
 
 
 @pytest.mark.slow
+@pytest.mark.one_of_each
 def test_the_demo_leaves_a_report_pictures_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps=3", "--scenes=128", "--prompts_per_task=1"]) == 0

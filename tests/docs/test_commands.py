@@ -162,8 +162,12 @@ def runnable(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.is_shell and not block.needs]
 
 
+def marked(page: Path) -> object:  # the shortest stands for all
+    return pytest.param(page, id=page.name, marks=pytest.mark.one_of_each if page.stem == "tables" else ())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES if runnable(page)])
 def test_the_commands_of_a_page_that_need_nothing_run(page: Path, folder: Path) -> None:
     for block in blocks(page):
         if block.file:

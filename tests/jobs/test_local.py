@@ -120,7 +120,6 @@ def test_a_signal_before_anything_is_imported_stops_after_a_step_and_the_run_goe
     assert lines(tmp_path / "one.jsonl")[1:] == lines(tmp_path / "whole.jsonl")[1:]  # the first wrote no line
 
 
-@pytest.mark.one_of_each
 def test_sigterm_to_the_launcher_saves_on_all_ranks_and_ends_with_a_code_of_its_own(
     recipe: Callable[..., Path], begin: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
