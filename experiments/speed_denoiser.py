@@ -3,7 +3,7 @@
 LIDiT, PixArt's and Stable Diffusion 3's transformer get the same latents, text, depth, width, heads and patch. They are
 timed in turn, several rounds in one process, and compared within each round, so that what else the machine does falls
 on all of them. Operations are counted by torch for each (matrix products, convolutions, attention). Memory is what
-autograd keeps for the backward pass of one step, with the weights, gradients and AdamW.
+autograd saves for the backward pass of one step, with the weights, gradients and AdamW.
 
     python -m experiments.speed_denoiser run --out experiments/results/speed_denoiser.json
     python -m experiments.speed_denoiser run --device cuda --sizes '[[28, 1152, 16, 32]]' --batch_size 64 --out FILE
@@ -23,14 +23,13 @@ from typing import Any
 import torch
 from diffusers.models import PixArtTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.cards import versions
 from experiments.speed_data import machine
-from lidit.activations import kept_bytes
+from lidit.models.contracts import Text
 from lidit.models.lidit import LIDiT
-from lidit.models.prompt_encoder import Text
+from lidit.plan import operations
+from lidit.plan.activations import saved_bytes
 
 CHANNELS, TOKENS, PATCH = 16, 120, 2  # latent channels; text tokens
 BYTES_OF_STATES = 16  # of a parameter: weight, gradient and AdamW's two, in float32
@@ -157,7 +156,7 @@ def compare(size: Size, batch: int, rounds: int, dtype: str, compiled: bool, dev
     for name, model in models.items():
         if compiled:
             compile_blocks(model.model)
-            rows[name]["peak_mb"] = None  # hooks on what autograd keeps do not see into compiled blocks
+            rows[name]["peak_mb"] = None  # hooks on what autograd saves do not see into compiled blocks
         optimizer = torch.optim.AdamW(model.parameters())
         steps[name] = {
             "training": lambda model=model, optimizer=optimizer: train(model, optimizer, inputs, dtype),
@@ -187,14 +186,13 @@ def compile_blocks(model: nn.Module) -> None:
 
 def counted(model: Denoiser, inputs: tuple[Tensor, ...], dtype: str) -> Row:
     """Parameters, operations of a forward pass, and bytes of a training step."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention as matrix products
-        predict(model, inputs, dtype)
+    _, forward = operations.counted(lambda: predict(model, inputs, dtype))
     parameters = sum(p.numel() for p in model.parameters())
-    kept = kept_bytes(lambda: computed(model, inputs, dtype))
+    saved = saved_bytes(lambda: computed(model, inputs, dtype))
     return {
         "parameters": parameters,
-        "forward_gflop": counter.get_total_flops() / 1e9,
-        "peak_mb": (BYTES_OF_STATES * parameters + kept) / 1e6,
+        "forward_gflop": forward / 1e9,
+        "peak_mb": (BYTES_OF_STATES * parameters + saved) / 1e6,
     }
 
 

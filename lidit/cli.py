@@ -28,7 +28,7 @@ VERBS = {  # verb: (the function that does it, what it does)
     "fit": ("lidit.fit:fit", "train a model from a recipe"),
     "validate": ("lidit.fit:validate", "the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "the test loss of a checkpoint"),
-    "plan": ("lidit.plan:main", "parameters, operations and memory of a recipe, before it is run"),
+    "plan": ("lidit.plan.plan:main", "parameters, operations and memory of a recipe, before it is run"),
     "launch local": ("lidit.launch:local", "run a command on this machine's devices, or print the line for several"),
     "launch slurm": ("lidit.launch:slurm", "submit a command as a job of Slurm, or print the job's script"),
     "doctor": ("lidit.doctor:main", "versions, devices, disk, bundled parts: what is missing for what, for an issue"),
