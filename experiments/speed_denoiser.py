@@ -23,14 +23,13 @@ from typing import Any
 import torch
 from diffusers.models import PixArtTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.cards import versions
 from experiments.speed_data import machine
-from lidit.activations import kept_bytes
+from lidit.models.contracts import Text
 from lidit.models.lidit import LIDiT
-from lidit.models.prompt_encoder import Text
+from lidit.plan import operations
+from lidit.plan.activations import saved_bytes
 
 CHANNELS, TOKENS, PATCH = 16, 120, 2  # latent channels; text tokens
 BYTES_OF_STATES = 16  # for each parameter: weight, gradient and AdamW's two states, in float32
@@ -187,13 +186,12 @@ def compile_blocks(model: nn.Module) -> None:
 
 def counted(model: Denoiser, inputs: tuple[Tensor, ...], dtype: str) -> Row:
     """Parameters, operations of a forward pass, and bytes of a training step."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention as matrix products
-        predict(model, inputs, dtype)
+    _, forward = operations.counted(lambda: predict(model, inputs, dtype))
     parameters = sum(p.numel() for p in model.parameters())
-    saved = kept_bytes(lambda: computed(model, inputs, dtype))
+    saved = saved_bytes(lambda: computed(model, inputs, dtype))
     return {
         "parameters": parameters,
-        "forward_gflop": counter.get_total_flops() / 1e9,
+        "forward_gflop": forward / 1e9,
         "peak_mb": (BYTES_OF_STATES * parameters + saved) / 1e6,
     }
 

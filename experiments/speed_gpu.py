@@ -2,8 +2,8 @@
 
 Timed is a training step of prompt encoder and backbone (forward, backward, AdamW) in bf16-mixed precision, on latents
 and LLM features that exist already, as from a cache. Utilisation is the model's number of operations a second
-(`models/flops.py`; what is recomputed does not count) over those of a large matrix product in bfloat16, measured in the
-same run. A row that does not fit into the GPU's memory says so.
+(`plan/operations.py`; what is recomputed does not count) over those of a large matrix product in bfloat16, measured in
+the same run. A row that does not fit into the GPU's memory says so.
 
     python -m experiments.speed_gpu run --out experiments/results/speed_gpu.json
     python -m experiments.speed_gpu blocks --out experiments/results/speed_gpu_10b.json
@@ -26,12 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from experiments.cards import versions
 from experiments.speed_data import machine
 from experiments.speed_denoiser import Size, compile_blocks, pixart, timed, train
-from lidit.activations import INSTRUCTION
-from lidit.callbacks.throughput import FORWARD_AND_BACKWARD
-from lidit.models.flops import backbone_flops, prompt_encoder_flops
 from lidit.models.lidit import LIDiT
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.parallel import Parallel, shard, units
+from lidit.plan.operations import FORWARD_AND_BACKWARD, INSTRUCTION, DryRun, FeatureSizes, Sizes
 
 Found = dict[str, Any]
 # of a latent; of features; of a caption; of the image for one of the latent, along a side
@@ -74,19 +72,24 @@ class Whole(nn.Module):
 
     def __init__(self, depth: int, width: int, heads: int):
         super().__init__()
-        self.backbone = LIDiT(CHANNELS, depth, width, heads)
-        self.prompt_encoder = PromptEncoder(LLM_WIDTHS, width, heads)
+        self.backbone, self.prompt_encoder = parts(depth, width, heads)
 
     def forward(self, x: Tensor, t: Tensor, *features: Tensor) -> Tensor:
         mask = torch.ones(features[0].shape[:2], dtype=torch.bool, device=x.device)
         start = torch.full((len(x),), INSTRUCTION, device=x.device)
         return self.backbone(x, t, self.prompt_encoder([(each, mask, start) for each in features], t))
 
-    def flops(self, side: int) -> int:
-        """Operations for one image, forward and backward."""
-        caption, prompt = [TOKENS] * len(LLM_WIDTHS), [INSTRUCTION + TOKENS] * len(LLM_WIDTHS)
-        passes = backbone_flops(self.backbone, (side // self.backbone.patch) ** 2, sum(caption))
-        return FORWARD_AND_BACKWARD * (passes + prompt_encoder_flops(self.prompt_encoder, prompt, caption))
+
+def parts(depth: int, width: int, heads: int) -> tuple[LIDiT, PromptEncoder]:
+    """Backbone and prompt encoder."""
+    return LIDiT(CHANNELS, depth, width, heads), PromptEncoder(LLM_WIDTHS, width, heads)
+
+
+def flops(size: tuple[int, int, int], side: int) -> int:
+    """Operations of an image, forward and backward."""
+    features = tuple(FeatureSizes(INSTRUCTION + TOKENS, TOKENS, width) for width in LLM_WIDTHS)
+    forward = DryRun(partial(parts, *size)).operations(Sizes((1, CHANNELS, side, side), features))
+    return FORWARD_AND_BACKWARD * sum(forward)
 
 
 def run(out: str, device: str = "cuda", rounds: int = 10, size: tuple[int, int, int] = (28, 1152, 16)) -> None:
@@ -123,18 +126,18 @@ def measured(setting: Setting, size: tuple[int, int, int], device: torch.device,
         x, t = torch.randn(batch, CHANNELS, side, side), torch.rand(batch)
         if setting.model == "PixArt":
             model: Any = pixart(Size(depth, width, heads, side))
-            inputs, flops = (x, t, torch.randn(batch, 2 * TOKENS, width)), None
+            inputs = (x, t, torch.randn(batch, 2 * TOKENS, width))
             if setting.compiled:
                 compile_blocks(model.model)
         else:
             model = Whole(depth, width, heads)
             inputs = (x, t, *(torch.randn(batch, INSTRUCTION + TOKENS, e, dtype=torch.bfloat16) for e in LLM_WIDTHS))
-            flops = model.flops(side)
             Parallel(setting.every, setting.compiled).apply(model.backbone)
     if setting.sharded:
         alone(device)
         mesh = init_device_mesh(device.type, (1,), mesh_dim_names=("shard",))
         shard(units(model.backbone, model.prompt_encoder), mesh, torch.bfloat16)
+    image = None if setting.model == "PixArt" else flops(size, side)
     optimizer = torch.optim.AdamW(model.parameters())
     step = partial(train, model, optimizer, inputs, "bfloat16")
     for _ in range(3):
@@ -147,7 +150,7 @@ def measured(setting: Setting, size: tuple[int, int, int], device: torch.device,
         "fits": True,
         "images_per_second": images,
         "spread": statistics.pstdev(seconds) / statistics.mean(seconds),
-        "utilisation": flops and images * flops / 1e12 / rate,
+        "utilisation": image and images * image / 1e12 / rate,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
     }
 

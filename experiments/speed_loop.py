@@ -15,7 +15,6 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +26,6 @@ from experiments.cards import versions
 from experiments.speed_data import machine
 from lidit import fit
 from lidit.optimizers import adamw, muon
-from lidit.plan import RecipeAlone
 
 TO_REACH = 0.05  # the overhead to reach, as a share of the bare step
 
@@ -106,8 +104,8 @@ def recipe(folder: Path, config: str, steps: int) -> list[str]:
 
 def bare(words: list[str], steps: int, warmup: int) -> float:
     """Mean seconds of a step in the loop written by hand."""
-    built: Any = fit.run("fit", words, RecipeAlone)
-    model, data, clip = built.model, built.datamodule, built.config_init.fit.trainer.gradient_clip_val
+    given, model, data = fit.read_recipe(words)
+    clip = given.trainer.gradient_clip_val
     data.setup("fit")
     model.configure_model()
     make = {"adamw": adamw, "muon": muon}[model.optimizer]

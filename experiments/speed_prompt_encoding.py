@@ -34,14 +34,13 @@ from data_prep.precompute import precompute
 from experiments.cards import versions
 from experiments.speed_data import machine
 from experiments.speed_files import SHARDS, photo, write_shards
-from lidit.activations import INSTRUCTION
 from lidit.assets import resolve
 from lidit.data.cache import Cache
 from lidit.data.index import ShardIndex
-from lidit.models.flops import backbone_flops, prompt_encoder_flops
 from lidit.models.lidit import LIDiT
 from lidit.models.llm import FrozenLLM
-from lidit.models.prompt_encoder import Kept, PromptEncoder
+from lidit.models.prompt_encoder import PromptEncoder
+from lidit.plan.operations import INSTRUCTION, DryRun, FeatureSizes, Sizes
 from lidit.scenes import benchmarks
 
 Found = dict[str, Any]
@@ -159,24 +158,28 @@ def size(model: torch.nn.Module) -> int:
 
 def shares(depth: int, width: int, rounds: int) -> Found:
     """The prompt encoder's share of a model that reads two LLMs of width 4096, by operations and by time."""
-    backbone, encoder = LIDiT(16, depth, width), PromptEncoder([4096, 4096], width)
-    caption, prompt = [TOKENS] * 2, [INSTRUCTION + TOKENS] * 2
+    tokens, side = INSTRUCTION + TOKENS, 2 * int(IMAGE_TOKENS**0.5)
+
+    def build() -> tuple[LIDiT, PromptEncoder]:
+        return LIDiT(16, depth, width), PromptEncoder([4096, 4096], width)
+
+    backbone, encoder = build()
+    forward = DryRun(build).operations(Sizes((1, 16, side, side), (FeatureSizes(tokens, TOKENS, 4096),) * 2))
     counted = {
-        "LLMs": sum(2 * parameters * prompt[0] for parameters in LLM_PARAMETERS),
-        "prompt encoder": prompt_encoder_flops(encoder, prompt, caption),
-        "backbone": backbone_flops(backbone, IMAGE_TOKENS, sum(caption)),
+        "LLMs": sum(2 * parameters * tokens for parameters in LLM_PARAMETERS),
+        "prompt encoder": forward.encoder,
+        "backbone": forward.backbone,
     }
-    mask = torch.ones(1, prompt[0], dtype=torch.bool)
-    features = [(torch.randn(1, prompt[0], 4096), mask, torch.tensor([INSTRUCTION]))] * 2
-    side = 2 * int(IMAGE_TOKENS**0.5)
+    mask = torch.ones(1, tokens, dtype=torch.bool)
+    features = [(torch.randn(1, tokens, 4096), mask, torch.tensor([INSTRUCTION]))] * 2
     latent, t = torch.randn(1, 16, side, side), torch.rand(1)
     with torch.no_grad():
         text = encoder(features, t)
-        kept_text = text._replace(kept=Kept())
+        keys_values = backbone.keys_values(text)
         seconds = {
             "prompt encoder": once(lambda: encoder(features, t), rounds),
             "backbone": once(lambda: backbone(latent, t, text), rounds),
-            "backbone, keys and values of the text kept": once(lambda: backbone(latent, t, kept_text), rounds),
+            "backbone, keys and values of the text kept": once(lambda: backbone(latent, t, text, keys_values), rounds),
         }
     step = counted["prompt encoder"] + counted["backbone"]
     found = {
@@ -189,7 +192,7 @@ def shares(depth: int, width: int, rounds: int) -> Found:
         / (counted["LLMs"] + 3 * step),
         "counted_over_25_steps_computed_once": counted["prompt encoder"]
         / (counted["prompt encoder"] + 25 * counted["backbone"]),
-        "counted_keys_and_values_of_the_backbone": 4 * sum(caption) * width**2 * depth / counted["backbone"],
+        "counted_keys_and_values_of_the_backbone": 4 * 2 * TOKENS * width**2 * depth / counted["backbone"],
     }
     print(json.dumps(found, indent=1))
     return found

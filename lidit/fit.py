@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -226,6 +227,42 @@ def run(verb: str, argv: list[str], kind: type[RecipeCLI] | None = None) -> Reci
         raise ValueError(explained(str(error))) from error
     except DistNetworkError as error:
         raise ValueError(explained(str(error))) from error
+
+
+def read_recipe(
+    argv: list[str], ask: Callable[[ArgumentParser], None] | None = None, verb: str = "fit"
+) -> tuple[Namespace, TextToImage, ShardData]:
+    """A recipe as `lidit fit` understands it, with its classes instantiated; nothing is built, written or looked for.
+
+    Args:
+        argv: what follows the verb.
+        ask: adds what is asked beside the recipe.
+        verb: fit, validate or test.
+
+    Returns:
+        The recipe; its model, not built; its data, not opened.
+
+    Raises:
+        ArgumentError: the recipe or the command line is not understood.
+    """
+
+    class Unstarted(RecipeCLI):
+        def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
+            super().add_arguments_to_parser(parser)
+            if ask:
+                ask(parser)
+
+        def before_instantiate_classes(self) -> None:
+            pass
+
+        def instantiate_trainer(self, **kwargs: object) -> Any:  # none: the devices it asks for need not be here
+            return None
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    recipe = run(verb, argv, Unstarted)
+    return recipe.config_init[verb], recipe.model, recipe.datamodule
 
 
 def explained(message: str) -> str:

@@ -18,7 +18,7 @@ VERBS = {  # verb: (its function, what it does)
     "fit": ("lidit.fit:fit", "train a model from a recipe"),
     "validate": ("lidit.fit:validate", "measure the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "measure the test loss of a checkpoint"),
-    "plan": ("lidit.plan:main", "parameters, operations and memory of a recipe, before it is run"),
+    "plan": ("lidit.plan.plan:main", "parameters, operations and memory of a recipe, before it is run"),
     "launch local": ("lidit.jobs.launch:with_torchrun", "run a command on this machine, or print the line for several"),
     "launch slurm": ("lidit.jobs.launch:with_slurm", "submit a command as a job of Slurm, or print the job's script"),
     "doctor": ("lidit.doctor:main", "print versions, devices, disk and bundled parts, and what is missing"),

@@ -7,35 +7,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
+from jsonargparse import Namespace
 
 from lidit.callbacks.ema import EMA
 from lidit.cli import main
-from lidit.data.datamodule import ShardData
-from lidit.fit import RecipeCLI
+from lidit.fit import read_recipe
 from lidit.module import TextToImage
 
 CONFIGS = Path(__file__).parents[1] / "experiments/configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if "trainer" in yaml.safe_load(path.read_text()))
 
 
-class Recipe(LightningCLI):
-    """A recipe with what `lidit fit` knows beside Lightning's own keys."""
-
-    add_arguments_to_parser = RecipeCLI.add_arguments_to_parser
-
-
-def parsed(name: str, *arguments: str) -> LightningCLI:
+def parsed(name: str) -> tuple[Namespace, TextToImage]:
     """What `lidit fit` would train, with every constructor called and nothing else."""
-    return Recipe(
-        TextToImage,
-        ShardData,
-        args=["--config", str(CONFIGS / name), *arguments],
-        run=False,
-        save_config_callback=None,
-        parser_kwargs={"allow_abbrev": False},
-        auto_configure_optimizers=False,
-    )
+    given, model, _ = read_recipe(["--config", str(CONFIGS / name)])
+    return given, model
 
 
 def test_the_paper_and_the_miniature_have_recipes() -> None:
@@ -44,21 +30,36 @@ def test_the_paper_and_the_miniature_have_recipes() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_parses_and_builds_nothing_heavy(name: str) -> None:
-    cli = parsed(name)
-    assert cli.model.backbone is None
-    assert list(cli.model.parameters()) == []
-    assert cli.model.vae._model is None
-    assert all(llm._model is None for llm in cli.model.llms)
-    assert any(isinstance(callback, EMA) for callback in cli.trainer.callbacks)
+    given, model = parsed(name)
+    assert model.backbone is None
+    assert list(model.parameters()) == []
+    assert model.vae._model is None
+    assert all(llm._model is None for llm in model.llms)
+    assert any(isinstance(callback, EMA) for callback in given.trainer.callbacks)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_by_steps_and_validates_by_steps(name: str) -> None:
-    trainer = parsed(name).trainer
+    trainer = parsed(name)[0].trainer
     assert trainer.max_steps > 0
     assert trainer.max_epochs == -1
     assert trainer.check_val_every_n_epoch is None
     assert trainer.val_check_interval > 1
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_reading_a_recipe_makes_and_looks_for_nothing(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--run", "runs/new", "--ckpt_path", "nowhere.ckpt", "--trainer.accelerator", "gpu", "--asked", "3"]
+    given, model, data = read_recipe(
+        ["--config", str(CONFIGS / "mini.yaml"), *words], lambda parser: parser.add_argument("--asked", type=int), verb
+    )
+    assert given.asked == 3
+    assert model.backbone is None
+    assert data.batch_size == 128
+    assert list(tmp_path.iterdir()) == []
 
 
 MISTAKES = {

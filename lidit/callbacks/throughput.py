@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import perf_counter
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
 from lidit.lightning_private import share
-from lidit.models.adapter import AdaptedUNet
-from lidit.models.contracts import Features, Text
-from lidit.models.flops import backbone_flops, prompt_encoder_flops
-from lidit.models.lidit import LIDiT
-from lidit.models.llmdiff import LLMDiffEncoder
-from lidit.models.prompt_encoder import PromptEncoder
-from lidit.models.unet import UNet
+from lidit.models.contracts import Features, is_caption
 from lidit.module import TextToImage
+from lidit.plan.operations import FORWARD_AND_BACKWARD, DryRun, FeatureSizes, Sizes
 
-FORWARD_AND_BACKWARD = 3  # operations of both passes over those of the forward pass
+Latent = tuple[int, int, int, int]
+Tokens = list[tuple[int, Tensor, int]]  # of each LLM: all of a batch's, the longest caption's, and their channels
 
 
 class Throughput(Callback):
@@ -27,9 +25,9 @@ class Throughput(Callback):
     - `throughput/images_per_second`: over all ranks;
     - `throughput/seconds_per_step`: time of an optimizer step, including the wait for data;
     - `throughput/tflops_per_rank`: 10^12 operations a second of prompt encoder and backbone, forward and backward,
-      counted from sizes (`models/flops.py`), without the frozen LLMs, the VAE and recomputed activations. Only for
-      PromptEncoder with LIDiT;
-    - `throughput/data_wait`: share of the time between two batches, 0 to 1, nearly all spent waiting for the next one.
+      counted by `plan/operations.py` for each size of latent, with captions of the mean length; frozen LLMs and VAE
+      and recomputed activations do not count. Where a part cannot be counted, a warning says so once;
+    - `throughput/data_wait`: share of time between two batches, 0 to 1: nearly all of it is waiting for the next one.
 
     Left out are the first steps, and every step during which the model was used in evaluation mode (validation,
     samples) or a checkpoint was written.
@@ -49,21 +47,22 @@ class Throughput(Callback):
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._ended = self._started = 0.0
         self._left_out = 0  # number of the next batches that do not count
-        self._images = self._flops = 0  # of the batch that is being trained on
+        self._tokens: Tokens = []  # that the prompt encoder read last
+        self._passes: list[tuple[Latent, Tokens]] = []  # of the batch being trained on
         self._logged = 0  # global step
-        self._counted = True  # whether operations are counted
+        self._dry_run: DryRun | None = None
+        self._countable = True
         self._clear()
 
     def _clear(self) -> None:
         """Begin a new average."""
-        self.batches = self.images = self.flops = 0
+        self.batches = 0
+        self.passes: list[tuple[Latent, Tokens]] = []
         self.seconds = self.waited = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
         """Watch the sizes of the model's inputs."""
         self._left_out, self._logged = self.warmup_batches, trainer.global_step
-        model = (pl_module.prompt_encoder, pl_module.backbone)
-        self._counted = isinstance(model[0], PromptEncoder) and isinstance(model[1], LIDiT)
         self._hooks = [
             pl_module.prompt_encoder.register_forward_pre_hook(self._see_text),
             pl_module.backbone.register_forward_pre_hook(self._see_image),
@@ -81,7 +80,7 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: TextToImage, *args: object) -> None:
         self._started = perf_counter()
-        self._images = self._flops = 0
+        self._passes = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: TextToImage, *args: object) -> None:
         """Count the time since the last batch ended, unless it is to be left out."""
@@ -90,52 +89,68 @@ class Throughput(Callback):
             self._left_out -= 1
         else:
             self.batches += 1
-            self.images += self._images
-            self.flops += self._flops
+            self.passes += self._passes
             self.seconds += now - self._ended
             self.waited += self._started - self._ended
         self._ended = now
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step != self._logged and self.batches:
             self._logged = step
-            self._log(trainer, step)
+            self._log(trainer, pl_module, step)
             self._clear()
 
-    def _log(self, trainer: Trainer, step: int) -> None:
+    def _log(self, trainer: Trainer, pl_module: TextToImage, step: int) -> None:
         _, replicas = share(trainer)
+        images = sum(latent[0] for latent, _ in self.passes)
         metrics = {
-            "throughput/images_per_second": self.images * replicas / self.seconds,
+            "throughput/images_per_second": images * replicas / self.seconds,
             "throughput/seconds_per_step": self.seconds / self.batches * trainer.accumulate_grad_batches,
             "throughput/data_wait": self.waited / self.seconds,
         }
-        if self._counted:
-            metrics["throughput/tflops_per_rank"] = self.flops / self.seconds / 1e12
+        if trainer.is_global_zero and self._countable:
+            metrics |= self._rate(pl_module)
+            self._ended = perf_counter()  # counting is no training
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
 
-    def _see_text(self, encoder: PromptEncoder | LLMDiffEncoder, inputs: tuple[list[Features], Tensor]) -> None:
-        """Count the prompt encoder's operations."""
-        if not self._counted:
-            return
-        tokens, kept = [], []
-        for x, mask, prompt_start in inputs[0]:
-            position = torch.arange(mask.shape[1], device=mask.device)
-            tokens.append(x.shape[1])
-            kept.append(int((mask & (position >= prompt_start[:, None])).sum(1).max()))
-        self._flops += FORWARD_AND_BACKWARD * len(inputs[1]) * prompt_encoder_flops(encoder, tokens, kept)
+    def _rate(self, pl_module: TextToImage) -> dict[str, float]:
+        """Operations a second; nothing where they cannot be counted."""
+        try:
+            if self._dry_run is None:
+                self._dry_run = DryRun(pl_module.build)
+            forward = sum(sum(self._dry_run.operations(sizes)) * n for sizes, n in mean_sizes(self.passes))
+        except ValueError as error:
+            self._countable = False
+            rank_zero_warn(f"throughput/tflops_per_rank is not logged: {error}")
+            return {}
+        return {"throughput/tflops_per_rank": FORWARD_AND_BACKWARD * forward / self.seconds / 1e12}
 
-    def _see_image(self, backbone: LIDiT | AdaptedUNet | UNet, inputs: tuple[Tensor, Tensor, Text]) -> None:
-        """Count images and the backbone's operations; in evaluation mode, leave out the current batch."""
+    def _see_text(self, encoder: nn.Module, inputs: tuple[list[Features], Tensor]) -> None:
+        """Remember the lengths of features and captions."""
+        self._tokens = [(x.shape[1], is_caption(mask, start).sum(1).max(), x.shape[2]) for x, mask, start in inputs[0]]
+
+    def _see_image(self, backbone: nn.Module, inputs: tuple) -> None:
+        """Remember the size of the latent; in evaluation mode, leave out the current batch."""
         if not backbone.training:
             self._left_out = max(1, self._left_out)
-        x, _, text = inputs
-        image_tokens = x.shape[-2] * x.shape[-1] // backbone.patch**2
-        self._images += len(x)
-        if not self._counted:
-            return
-        self._flops += FORWARD_AND_BACKWARD * len(x) * backbone_flops(backbone, image_tokens, text.tokens.shape[1])
+        self._passes.append((tuple(inputs[0].shape), self._tokens))
 
     def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def mean_sizes(passes: list[tuple[Latent, Tokens]]) -> Iterator[tuple[Sizes, int]]:
+    """For each size of latent, the mean lengths of its features and captions, and how many passes it had.
+
+    Operations are nearly linear in the length: rounding it moves them by one per cent at most where captions have 24
+    tokens. To count every length would take a second each.
+    """
+    for latent in dict.fromkeys(latent for latent, _ in passes):
+        each = [tokens for of, tokens in passes if of == latent]
+        features = [
+            FeatureSizes(round(sum(all_) / len(each)), round(float(sum(captions)) / len(each)), widths[0])
+            for all_, captions, widths in (zip(*llm, strict=True) for llm in zip(*each, strict=True))
+        ]
+        yield Sizes(latent, tuple(features)), len(each)

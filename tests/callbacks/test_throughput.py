@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 
 from lidit.callbacks import throughput
 from lidit.callbacks.samples import Samples
-from lidit.callbacks.throughput import Throughput
-from lidit.models.flops import backbone_flops, prompt_encoder_flops
+from lidit.callbacks.throughput import Throughput, mean_sizes
+from lidit.models.contracts import Text
+from lidit.models.lidit import LIDiT
+from lidit.plan.operations import DryRun, FeatureSizes, Operations, Sizes, counted
 
 STEP, WAIT = 2.0, 0.5  # seconds of a batch, and before it
 METER = {
@@ -87,20 +89,99 @@ def test_the_log_tells_time_images_waiting_and_operations(
     cli.trainer.callbacks.append(Work(clock))
     batches = loader(8)
     cli.trainer.fit(cli.model, slow(batches))
-    features = cli.model.encode_prompts(batches.dataset[0].prompt)
-    tokens = [x.shape[1] for x, _, _ in features]
-    kept = [int((mask.sum(1) - start).max()) for _, mask, start in features]  # padded on the right
-    forward = backbone_flops(cli.model.backbone, 16, sum(kept)) + prompt_encoder_flops(
-        cli.model.prompt_encoder, tokens, kept
-    )
+    batch = batches.dataset[0]
+    features = cli.model.encode_prompts(batch.prompt)
+    _, forward = counted(lambda: cli.model.predict(batch.latent, torch.rand(2), features))
     expected = {
         "seconds_per_step": STEP + WAIT,
         "images_per_second": 2 / (STEP + WAIT),
         "data_wait": WAIT / (STEP + WAIT),
-        "tflops_per_rank": 3 * 2 * forward / (STEP + WAIT) / 1e12,
+        "tflops_per_rank": 3 * forward / (STEP + WAIT) / 1e12,
     }
     for name, value in expected.items():
         assert logged(f"throughput/{name}") == pytest.approx({4: value, 8: value})
+
+
+class Scale(torch.nn.Module):
+    """A backbone of somebody else's: 64 multiplications a picture, as a matrix product."""
+
+    width, patch = 32, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+        self.blocks = torch.nn.ModuleList()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
+        return x + (x[:, 0].flatten()[:, None] @ self.weight).mean() + text.pooled.mean()
+
+
+def test_a_backbone_that_lidit_does_not_know_is_counted(
+    built: Callable, loader: Callable, logged: Callable, clock: Clock
+) -> None:
+    cli, known = built(METER, max_steps=4), built(METER, max_steps=4)
+    batches = loader(4)
+    cli.trainer.callbacks.append(Work(clock))
+    cli.model.make_backbone = lambda channels: Scale()
+    cli.trainer.fit(cli.model, slow(batches))
+    known.model.configure_model()
+    features = known.model.encode_prompts(batches.dataset[0].prompt)
+    _, encoder = counted(lambda: known.model.prompt_encoder(features, torch.rand(2)))
+    expected = 3 * (encoder + 2 * 2 * 64) / (STEP + WAIT) / 1e12
+    assert logged("throughput/tflops_per_rank") == pytest.approx({4: expected})
+
+
+class Deciding(LIDiT):
+    """Works only with values."""
+
+    def forward(self, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        return x if x.isnan().any() else super().forward(x, *rest)
+
+
+def test_what_cannot_be_counted_is_said_once_and_the_rest_is_logged(
+    built: Callable, loader: Callable, logged: Callable, clock: Clock
+) -> None:
+    cli = built(METER, max_steps=8)
+    cli.trainer.callbacks.append(Work(clock))
+    cli.model.make_backbone = lambda channels: Deciding(channels, depth=1, width=32, heads=4)
+    with pytest.warns(UserWarning, match="tflops_per_rank is not logged: .*Deciding cannot be run") as said:
+        cli.trainer.fit(cli.model, slow(loader(8)))
+    assert sum("tflops_per_rank" in str(each.message) for each in said) == 1
+    assert logged("throughput/tflops_per_rank") == {}
+    assert logged("throughput/seconds_per_step") == pytest.approx({4: STEP + WAIT, 8: STEP + WAIT})
+
+
+def test_counting_is_not_timed_and_leaves_chance_alone(
+    built: Callable, loader: Callable, logged: Callable, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+
+    class Slow(DryRun):
+        def operations(self, sizes: Sizes) -> Operations:
+            clock.now += 900
+            before = torch.get_rng_state()
+            found = super().operations(sizes)
+            states.append(torch.equal(before, torch.get_rng_state()))
+            return found
+
+    monkeypatch.setattr(throughput, "DryRun", Slow)
+    cli = built(METER, max_steps=8)
+    cli.trainer.callbacks.append(Work(clock))
+    cli.trainer.fit(cli.model, slow(loader(8)))
+    assert states == [True, True]
+    assert logged("throughput/seconds_per_step") == pytest.approx({4: STEP + WAIT, 8: STEP + WAIT})
+
+
+def test_captions_of_many_lengths_are_counted_at_their_mean_for_each_size_of_latent() -> None:
+    def tokens(length: int) -> list:
+        return [(40 + length, torch.tensor(length), 32), (42 + length, torch.tensor(length), 48)]
+
+    small, large = (2, 4, 8, 8), (2, 4, 8, 12)
+    found = list(mean_sizes([(small, tokens(10)), (large, tokens(5)), (small, tokens(13)), (small, tokens(14))]))
+    assert found == [
+        (Sizes(small, (FeatureSizes(52, 12, 32), FeatureSizes(54, 12, 48))), 3),
+        (Sizes(large, (FeatureSizes(45, 5, 32), FeatureSizes(47, 5, 48))), 1),
+    ]
 
 
 @pytest.mark.parametrize("first", ["meter", "samples"])

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from lidit import arguments, benchmark, cli, fit, plan, sample, verbs
+from lidit import arguments, benchmark, cli, fit, sample, verbs
 from lidit.arguments import parse_functions, take
+from lidit.plan import plan
 from tests.docs.conftest import NEEDS, PAGES, ROOT, Block, blocks
 
 SCRIPT = 'set -e\nlidit() { "$PYTHON" -m lidit "$@"; }\npython() { "$PYTHON" "$@"; }\n'
@@ -34,31 +35,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Parsed(fit.RecipeCLI):
-    """Lightning's command line up to the point where something would be built."""
-
-    def before_instantiate_classes(self) -> None:
-        fit.put_preset_in_place(self.given.model, self.said)
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-class ParsedPlan(Parsed, plan.RecipeAlone):
-    """The same, with what `lidit plan` takes besides."""
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs are parsed alone."""
     parse = lambda function, prog, argv: parse_functions([function], prog, argv)  # noqa: E731
     for module in (arguments, sample):  # both imported before: what is imported later would keep what is put here
         monkeypatch.setattr(module, "call", parse)
-    monkeypatch.setattr(fit, "RecipeCLI", Parsed)
-    monkeypatch.setattr(plan, "main", lambda argv: fit.run("fit", argv, ParsedPlan))
+    for verb in cli.RECIPES:
+        monkeypatch.setattr(fit, verb, lambda argv, verb=verb: fit.read_recipe(argv, verb=verb))
+    monkeypatch.setattr(plan, "main", plan.read)
     monkeypatch.setattr(
         benchmark, "sample", lambda argv, name: parse_functions(of_benchmark(name), "", argv, {"suite"})
     )

@@ -11,11 +11,11 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lidit.costs import GB, planned
-from lidit.costs import ranks as ranks_of
 from lidit.fit import run
 from lidit.parallel import BYTES_PER_PARAMETER, choose, shard, units
-from lidit.plan import read
+from lidit.plan.costs import GB, planned
+from lidit.plan.costs import ranks as ranks_of
+from lidit.plan.plan import read
 from lidit.strategy import Sharded
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
 
 from experiments import picture_scores, scene_questions, setting, text_gain
 from lidit.arguments import call
 from lidit.cli import main
-from lidit.data.datamodule import ShardData
-from lidit.fit import RecipeCLI
+from lidit.fit import read_recipe
 from lidit.models.t5 import FrozenT5
 from lidit.module import TextToImage
 from lidit.tables import table as verb
@@ -44,16 +42,10 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lidit"])  # LightningCLI warns of pytest's arguments
 
 
-class Recipe(LightningCLI):
-    """A recipe with what `lidit fit` knows beside Lightning's own keys."""
-
-    add_arguments_to_parser = RecipeCLI.add_arguments_to_parser
-
-
 def parsed(config: str, options: list[str]) -> TextToImage:
     """What `lidit fit` would train, with every constructor called and nothing else."""
-    settings = {"run": False, "save_config_callback": None, "auto_configure_optimizers": False}
-    return Recipe(TextToImage, ShardData, args=["--config", config, *options], **settings).model
+    _, model, _ = read_recipe(["--config", config, *options])
+    return model
 
 
 def test_there_is_a_file_for_each_table_and_figure_that_is_run() -> None:

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from lidit.cli import main
+from lidit.fit import read_recipe
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.refiners import CollaborativeRefiner
 from lidit.models.variants.encoder import VariantEncoder
 from lidit.models.variants.presets import PRESETS
-from lidit.plan import read
 
 PAGE = Path(__file__).parents[3] / "docs/prompt_encoders.md"
 
@@ -71,7 +71,7 @@ def table() -> dict[str, list[str]]:
 def test_over_a_recipe_a_preset_is_what_the_page_says(name: str, recipe: str) -> None:
     chosen = ["--config", f"experiments/configs/{recipe}.yaml", "--preset", name]
     two = [] if recipe == "mini" else ["--model.llms", '[{"name": "bundled:llm_llama"}, {"name": "bundled:llm_qwen"}]']
-    _, model = read([*chosen, *two])
+    _, model, _ = read_recipe([*chosen, *two])
     with torch.device("meta"):
         _, encoder = model.build()
     _, instruction, cut, refiner, _, fusion, once = table()[name]
@@ -111,7 +111,7 @@ def test_a_preset_in_a_recipe_is_laid_over_it_and_the_command_line_over_the_pres
     recipe = yaml.safe_load(tiny_recipe.read_text()) | {"preset": "hunyuan"}
     recipe["model"]["prompt_encoder"]["init_args"] |= {"gating": False, "fusion": "collaborative"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    _, model = read(["--config", str(tmp_path / "recipe.yaml"), "--model.prompt_encoder.refiner_depth=1"])
+    _, model, _ = read_recipe(["--config", str(tmp_path / "recipe.yaml"), "--model.prompt_encoder.refiner_depth=1"])
     _, encoder = model.build()
     assert encoder.truncate == "before"
     assert encoder.refiners[0].blocks[0].gates is not None  # the preset's
@@ -121,7 +121,7 @@ def test_a_preset_in_a_recipe_is_laid_over_it_and_the_command_line_over_the_pres
 
 def test_llms_of_the_command_line_are_read_as_the_preset_says_but_for_what_they_name(tiny_recipe: Path) -> None:
     llms = '[{"name": "bundled:llm_llama"}, {"name": "bundled:llm_qwen", "layer": -2}]'
-    _, model = read(["--config", str(tiny_recipe), "--preset", "sana", "--model.llms", llms])
+    _, model, _ = read_recipe(["--config", str(tiny_recipe), "--preset", "sana", "--model.llms", llms])
     assert [llm.layer for llm in model.llms] == [-1, -2]
 
 
@@ -133,7 +133,7 @@ def test_a_preset_over_an_encoder_of_ones_own_is_refused(tiny_recipe: Path, tmp_
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(ValueError, match="the recipe's prompt_encoder is lidit.models.llmdiff.LLMDiffEncoder"):
-        read(["--config", str(tmp_path / "recipe.yaml"), "--preset", "plain"])
+        read_recipe(["--config", str(tmp_path / "recipe.yaml"), "--preset", "plain"])
 
 
 def files(folder: Path, tiny_recipe: Path, **more: str) -> list[str]:
@@ -150,7 +150,7 @@ def test_further_files_change_parts_that_the_preset_then_overrides(
 ) -> None:
     more = {"heads": "model: {prompt_encoder: {init_args: {heads: 4}}, backbone: {init_args: {depth: 3}}}\n"}
     first, second = files(tmp_path, tiny_recipe, **more)
-    _, model = read([option, first, option, second, "--preset", "sana"])
+    _, model, _ = read_recipe([option, first, option, second, "--preset", "sana"])
     backbone, encoder = model.build()
     assert encoder.truncate == "never"
     assert (backbone.text_norm.weight == 0.01).all()
@@ -163,7 +163,7 @@ def test_the_command_line_stands_over_the_preset_wherever_its_words_are(
 ) -> None:
     (path,) = files(tmp_path, tiny_recipe)
     words = ["--config", path, "--preset", "hunyuan"]
-    _, model = read([*words[:place], "--model.prompt_encoder.pool=linear", *words[place:]])
+    _, model, _ = read_recipe([*words[:place], "--model.prompt_encoder.pool=linear", *words[place:]])
     _, encoder = model.build()
     assert isinstance(encoder.pool[0], torch.nn.Linear)
     assert encoder.truncate == "before"
@@ -184,7 +184,7 @@ def test_a_recipe_may_name_its_parts_in_other_files_beside_it(tiny_recipe: Path,
     recipe = yaml.safe_load(tiny_recipe.read_text())
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(recipe["model"]))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": "model.yaml", "preset": "hunyuan"}))
-    _, model = read(["--config", str(tmp_path / "recipe.yaml")])
+    _, model, _ = read_recipe(["--config", str(tmp_path / "recipe.yaml")])
     assert model.build()[1].truncate == "before"
 
 
@@ -192,7 +192,7 @@ def test_a_recipe_may_name_its_parts_in_other_files_beside_it(tiny_recipe: Path,
 def test_a_recipes_preset_can_be_left_out_on_the_command_line(none: str, tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load(tiny_recipe.read_text()) | {"preset": "hunyuan"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    _, model = read(["--config", str(tmp_path / "recipe.yaml"), none])
+    _, model, _ = read_recipe(["--config", str(tmp_path / "recipe.yaml"), none])
     assert type(model.build()[1]) is PromptEncoder
 
 

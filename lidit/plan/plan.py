@@ -6,34 +6,15 @@ A tenth of the memory is left to what is not counted: buffers of NCCL and the al
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lidit import fit
-from lidit.costs import GB, RECOMPUTE, Plan, captions, planned
 from lidit.data.cache import has_features, has_latents
 from lidit.module import TextToImage
+from lidit.plan.costs import GB, RECOMPUTE, Plan, captions, planned
 
 ROOM = 0.9  # of a GPU's memory that may be filled
-
-
-class RecipeAlone(fit.RecipeCLI):
-    """The command line of `lidit fit`, up to the point where something would be trained."""
-
-    def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
-        """What is asked beside the recipe."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--gpus", type=list[int], default=[1, 8, 64], help="Numbers of GPUs to plan for.")
-        parser.add_argument("--gpu_memory", type=float, default=80.0, help="Of a GPU, in GB.")
-        parser.add_argument("--pixels", type=int, default=256, help="Side of a picture.")
-        parser.add_argument("--tokens", type=int | None, default=None, help="Of a caption, at most max_tokens.")
-
-    def instantiate_trainer(self, **kwargs: Any) -> None:  # pyrefly: ignore[bad-override]
-        """None: the GPUs that the recipe asks for need not be here."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Train nothing."""
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +22,7 @@ def main(argv: list[str]) -> None:
 
     Raises:
         ArgumentError: the recipe is not understood.
-        ValueError: it is not of LI-DiT's parts, or a number makes no sense.
+        ValueError: a part of it cannot be counted, or a number makes no sense.
     """
     given, model = read(argv)
     if min(given.gpus, default=0) < 1 or given.gpu_memory <= 0:
@@ -62,18 +43,27 @@ def main(argv: list[str]) -> None:
 
 
 def read(argv: list[str]) -> tuple[Namespace, TextToImage]:
-    """The recipe of a command line, its classes instantiated, and its model, not built."""
-    recipe = fit.run("fit", argv, RecipeAlone)
-    return recipe.config_init.fit, recipe.model
+    """The recipe of a command line with what is asked beside it, and its model, not built."""
+    given, model, _ = fit.read_recipe(argv, add_arguments)
+    return given, model
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is asked beside the recipe."""
+    parser.add_argument("--gpus", type=list[int], default=[1, 8, 64], help="Numbers of GPUs to plan for.")
+    parser.add_argument("--gpu_memory", type=float, default=80.0, help="Of a GPU, in GB.")
+    parser.add_argument("--pixels", type=int, default=256, help="Side of a picture.")
+    parser.add_argument("--tokens", type=int | None, default=None, help="Of a caption, at most max_tokens.")
 
 
 def show(plan: Plan, gpus: list[int]) -> None:
     """Print the memory of a GPU in GB for numbers of them, the weights spread over all, then for the recipe itself."""
     spread = [replace(plan, gpus=n, copies=1) for n in gpus]
-    columns = ["GPUs", "images", *plan.memory(), "all", "all, recomputing every block"]
+    again = ["all, recomputing every block"] if 1 in plan.saved else []
+    columns = ["GPUs", "images", *plan.memory(), "all", *again]
     rows = []
     for each, name in [*((p, str(p.gpus)) for p in spread), (plan, f"recipe: {plan.gpus}")]:
-        memory = [*each.memory().values(), each.total, replace(each, every=1).total]
+        memory = [*each.memory().values(), each.total, *(replace(each, every=1).total for _ in again)]
         rows.append([name, str(each.pass_size), *(f"{part / GB:.2f}" for part in memory)])
     print(f"GB of a GPU; the recipe {describe(plan)}")
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
@@ -110,7 +100,7 @@ def enough(plan: Plan, budget: float) -> list[str]:
             return [*taken, found]
         if plan.llms:
             taken, plan = [*taken, plan.unread], replace(plan, llms=0, spread=0)
-        elif plan.every != 1:
+        elif 1 in plan.further:
             taken, plan = [*taken, f"{RECOMPUTE} 1"], replace(plan, every=1)
         else:
             return []
