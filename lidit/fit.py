@@ -60,6 +60,8 @@ class RecipeCLI(LightningCLI):
         words, self.preset = completed(args[1:])
         self.config = parse(parser, [args[0], *words], self._subcommand_parsers[args[0]])
         self.given.preset = None  # its settings are in the recipe now
+        if self.preset:
+            rank_zero_info(described(self.preset, self.given.model))
         # Lightning would silently override the recipe by the checkpoint's settings, so it gets the path later
         self.ckpt_path, self.given.ckpt_path = self.given.ckpt_path, None
 
@@ -110,8 +112,6 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Decide where things are written; loggers of one folder get one version, or they would count each other's."""
         given = self.given
-        if self.preset:
-            rank_zero_info(described(self.preset, given.model))
         if given.run:
             lay_out(given, Path(given.run))
         if self.ckpt_path:

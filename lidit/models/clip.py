@@ -48,6 +48,10 @@ class FrozenCLIPText(FrozenLLM):
         if self.prompts.max_tokens != longest:
             raise ValueError(f"{self.name} reads {longest} tokens between start and end; set max_tokens to {longest}")
 
+    def _untrained(self, dtype: torch.dtype) -> CLIPTextModel:
+        """The tower of the config, with new weights; only transformers' Auto classes have `from_config`."""
+        return CLIPTextModel(self._needed()).to(dtype)
+
     def _shared(self, splits: list[Split]) -> int:
         """Zero: every prompt is padded to the same length, so nothing would be saved."""
         return 0

@@ -180,7 +180,11 @@ class FrozenLLM:
         """The model that `read` returns, on the meta device: shapes that take no memory."""
         with torch.device("meta"):
             dtype = torch.bfloat16 if self.dtype == "int8" else getattr(torch, self.dtype)
-            return self._frozen(self.AUTO.from_config(self._needed(), dtype=dtype, attn_implementation="sdpa"))
+            return self._frozen(self._untrained(dtype))
+
+    def _untrained(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model of the config, with new weights."""
+        return self.AUTO.from_config(self._needed(), dtype=dtype, attn_implementation="sdpa")
 
     def _needed(self) -> PreTrainedConfig:
         """The config of the part of the model that is read."""

@@ -53,3 +53,9 @@ def test_what_is_no_clip_or_of_another_length_is_refused(tower: Path, tmp_path: 
     LlamaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is of type llama, not a CLIP"):
         FrozenCLIPText(str(tmp_path)).load()
+
+
+def test_its_bytes_are_known_without_its_weights(tower: Path) -> None:
+    clip = FrozenCLIPText(str(tower), max_tokens=POSITIONS - 2)
+    assert clip.nbytes == sum(p.nbytes for p in CLIPTextModel.from_pretrained(tower).parameters())
+    assert not clip.loaded
