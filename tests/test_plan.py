@@ -22,6 +22,7 @@ from lidit.plan import read, verdict
 
 CONFIGS = Path(__file__).parents[1] / "experiments/configs"
 MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backbone.init_args.depth", "2"]
+SLOW = pytest.mark.slow
 
 
 @cache
@@ -40,8 +41,8 @@ def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
     assert "It fits" in said
 
 
-@pytest.mark.parametrize("every", [0, 1, 2])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("every", [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=SLOW), "bf16-mixed"])
 def test_the_peak_of_a_step_is_within_15_percent(every: int, precision: str) -> None:
     given, model = read(
         [
@@ -97,6 +98,7 @@ def test_parameters_and_their_states_are_those_of_the_model() -> None:
     assert spread["weights"] == memory["weights"] / 2
 
 
+@pytest.mark.slow
 def test_what_is_cached_is_not_loaded_unless_validation_or_a_callback_reads_it(tmp_path: Path) -> None:
     (tmp_path / "identity.json").write_text('{"llms": [{}, {}], "vae": {"name": "a"}}')
     cached, undrawn = ["--data.cache", str(tmp_path)], ["--trainer.callbacks", "[]"]
