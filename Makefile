@@ -10,10 +10,11 @@ test:  # the fast tests; plain `pytest` runs one slow test of each kind besides
 test-all:  # every test that this machine can run
 	pytest -m ""
 
-test-lowest:  # the fast tests with the lowest versions that setup.cfg allows, in a virtual environment of its own
+# in a virtual environment of its own; without the check of shapes, which torch.compile before torch 2.14 cannot trace
+test-lowest:  # the fast tests with the lowest versions that setup.cfg allows
 	python3 -m venv --clear $(LOWEST) && $(LOWEST)/bin/pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
-	PATH="$(LOWEST)/bin:$$PATH" $(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
+	LIDIT_UNCHECKED=1 PATH="$(LOWEST)/bin:$$PATH" $(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
 
 docs:  # the site, into site/; a broken link or reference is an error
 	mkdocs build --strict --quiet

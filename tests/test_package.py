@@ -17,10 +17,12 @@ import lidit
 ROOT = Path(__file__).parents[1]
 
 
-def python(code: str, folder: Path) -> str:
+def python(code: str, folder: Path, *options: str) -> str:
     """What a process says that runs some code in a folder and is told of no other."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -42,7 +44,8 @@ def test_an_editable_install_is_found_from_the_folder_that_holds_the_clone(clone
     with ZipFile(wheel) as file:
         file.extractall(clone.parent / "site")
     assert wheel.name.startswith(f"lidit-{lidit.__version__}-")
-    found = python("import site; site.addsitedir('site'); import lidit; print(lidit.__file__)", clone.parent)
+    code = "import site; site.addsitedir('site'); import lidit; print(lidit.__file__)"
+    found = python(code, clone.parent, "-S")  # no other installation
     assert Path(found.strip()) == clone / "lidit/__init__.py"
 
 

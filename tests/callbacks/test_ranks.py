@@ -61,6 +61,7 @@ def save_what_remains(trainer: Trainer, model: LightningModule, file: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.one_of_each
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_two_processes_agree_on_what_is_skipped_and_one_writes(
     built: Callable, loader: Callable, logged: Callable, tmp_path: Path, kind: str

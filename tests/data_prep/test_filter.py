@@ -384,6 +384,7 @@ def test_a_column_that_no_record_has_is_refused(raw: Path, tmp_path: Path) -> No
         run(raw, tmp_path / "out", Rules(columns={"aesthetic": Limit(min=4.7)}))
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_what_it_can(raw: Path, tmp_path: Path) -> None:
     (raw / "captions.jsonl").write_text(
         '{"image": "0.jpg", "caption": "\U0001f600"}\n{"image": "1.jpg", "caption": "b c"}'

@@ -355,6 +355,7 @@ def test_a_yaml_gives_models_by_name_or_with_their_settings(shards: Path, llm: s
     assert made["llms"] == identities(FrozenLLM(llm), FrozenLLM(llm, layer=-2, max_tokens=9))
 
 
+@pytest.mark.slow
 def test_the_script_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep.precompute", "--shards", str(tmp_path), "--out", str(tmp_path / "c")]
     command += ["--vae", "null"]

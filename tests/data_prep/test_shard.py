@@ -253,6 +253,7 @@ def skipped(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_odd_files_go_from_raw_to_batches_or_are_named(
     odd: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

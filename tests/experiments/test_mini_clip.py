@@ -83,6 +83,7 @@ def test_what_is_loaded_is_what_was_trained_rounded_to_half(loss: str, trained: 
     assert sum(change > 0 for change in changes) > len(changes) * 0.9
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
     for seed, same in ((0, True), (1, False)):
         mini_clip.train(out=str(tmp_path), loss="clip", model=MODELS["clip"], seed=seed, **TINY)

@@ -42,6 +42,7 @@ def test_rows_are_timed_and_what_does_not_fit_says_so(
     assert large["fits"] is False
 
 
+@pytest.mark.slow
 def test_sharding_over_one_process_runs(small: None) -> None:
     setting = Setting(32, 2, compiled=False, sharded=True)
     assert speed_gpu.measured(setting, (2, 64, 2), torch.device("cpu"), 2, 1.0)["images_per_second"] > 0
@@ -61,6 +62,7 @@ def test_the_deepest_stack_that_fits_is_found(room: int, tmp_path: Path, monkeyp
     assert max((each["blocks"] for each in fitting), default=0) == room
 
 
+@pytest.mark.slow
 def test_a_stack_runs_and_is_gone_before_the_next(small: None) -> None:
     def alive() -> int:
         return sum(type(each) is LIDiTBlock for each in gc.get_objects())

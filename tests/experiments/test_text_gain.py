@@ -23,6 +23,7 @@ def test_the_bundled_model_gains_by_the_right_caption_and_twice_the_same(tmp_pat
     assert scores(BUNDLED, tmp_path / "b") == pytest.approx(found, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_hardly_trained_gains_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     found = scores(str(tiny_checkpoint), tmp_path / "a")
     assert abs(found["gain"]) < 0.05

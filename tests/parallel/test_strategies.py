@@ -53,7 +53,6 @@ def test_two_processes_train_as_one_does(recipe: Callable[..., Path], fit: Calla
         assert largest(ddp[kind], fsdp[kind]) < ROUNDING
 
 
-@pytest.mark.one_of_each
 def test_copies_of_a_sharded_model_train_as_one_does(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:
     hybrid = {"class_path": "lidit.strategy.Sharded", "init_args": {"replicate": 2}}
     copies = fit(recipe("copies", trainer__max_steps=4, trainer__strategy=hybrid), 2)

@@ -21,6 +21,7 @@ from lidit.plan.plan import read, verdict
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
 MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backbone.init_args.depth", "2"]
+SLOW = pytest.mark.slow
 
 
 @cache
@@ -39,8 +40,8 @@ def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
     assert "It fits" in said
 
 
-@pytest.mark.parametrize("every", [0, 1, 2])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("every", [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=SLOW), "bf16-mixed"])
 def test_the_peak_of_a_step_is_within_15_percent(every: int, precision: str) -> None:
     given, model = read(
         [
@@ -103,6 +104,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_cached_is_not_loaded_unless_validation_or_a_callback_reads_it(cache: Path) -> None:
     cached, undrawn = ["--data.cache", str(cache)], ["--trainer.callbacks", "[]"]
     without = plan(*cached, *undrawn, "--data.val_cache", str(cache))
