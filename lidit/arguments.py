@@ -134,7 +134,15 @@ def brief(message: str, known: Iterable[str]) -> str:
     if option := re.match(r"unrecognized arguments: (--?[^\s=]+)|.*does not accept option '([^']+)'", message):
         name = "--" + (option[1] or option[2]).lstrip("-")
         return f"there is no option {name}{near(name, known)}"
-    for explain in (_unknown_key, _unknown_class, _broken_contract, _wrong_factory, _wrong_value, _wrong_kind):
+    for explain in (
+        _unknown_key,
+        _unknown_class,
+        _broken_contract,
+        _wrong_factory,
+        _wrong_value,
+        _no_class,
+        _wrong_kind,
+    ):
         if text := explain(message):
             return text
     return " ".join(re.sub(r'Parser key "([^"]+)":', r"\1:", message).split())
@@ -174,7 +182,7 @@ def _broken_contract(message: str) -> str | None:
 def _wrong_factory(message: str) -> str | None:
     """Explain a class whose constructor needs other arguments than its part is given."""
     wrong = re.search(r"Type \S*Callable\[\[(.*?)\], ([\w.]+)\] expects a function or a callable class", message)
-    if not wrong:
+    if not wrong or "arser key" in message[wrong.end() :]:  # then it is about one of its arguments
         return None
     path = re.search(r"class_path[ =:']*?'([\w.]+)'", message)
     kind = path[1] if path else _given(message)
@@ -191,6 +199,14 @@ def _wrong_value(message: str) -> str | None:
     types = " or ".join(dict.fromkeys(_plain(each[1]) for each in wrong))
     value = wrong[0][2] or _given(message)
     return f"{_place(message, wrong[0])}: expected {types}, got {value}"
+
+
+def _no_class(message: str) -> str | None:
+    """Where a class has to be named, and something else is."""
+    wrong = re.search(r"Expected a dot import path string: (\S+)", message)
+    if not wrong or "Subtypes:" in message:
+        return None
+    return f"{_place(message, wrong)}: expected a class by its import path, such as lidit.models.x.Y, got {wrong[1]}"
 
 
 def _wrong_kind(message: str) -> str | None:

@@ -219,7 +219,7 @@ def test_an_interrupt_is_told_by_the_exit_code(title: str, calls: list[tuple]) -
         ),
         (
             {"model.objective": "Flow"},
-            "model.objective: expected one of lidit.objectives.RectifiedFlow, lidit.objectives.DDPM, got Flow",
+            "model.objective: expected a class by its import path, such as lidit.models.x.Y, got Flow",
         ),
         (
             {"trainer.callbacks": [{"class_path": "lidit.callbacks.ema.EMA", "init_args": {"decya": 0.5}}]},

@@ -73,4 +73,4 @@ def test_what_cannot_be_honoured_is_refused(recipe: dict, tmp_path: Path, capsys
     recipe["model"]["prompt_encoder"] = {**ENCODER, "init_args": {"levels": 3}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["fit", "--config", str(tmp_path / "recipe.yaml")]) == 1
-    assert "features of 160 channels are not of 3 levels" in capsys.readouterr().err
+    assert "160 feature channels do not divide into 3 levels" in capsys.readouterr().err

@@ -73,10 +73,11 @@ def test_two_multi_modal_llms_are_read_at_the_third_to_last_block(name: str) -> 
 
 @pytest.mark.parametrize("name", ["lidit_1b", "lidit_10b", "ablation"])
 def test_refiners_are_the_papers(name: str) -> None:
-    settings = recipe(name)["model"]["prompt_encoder"]["init_args"]
+    encoder = recipe(name)["model"]["prompt_encoder"]
+    settings = encoder["init_args"]
+    assert encoder["class_path"] == "lidit.models.prompt_encoder.PromptEncoder"  # it cuts after the refiners
     assert settings["refiner_depth"] == 2
     assert settings["full_attention"] is settings["gating"] is True
-    assert settings["truncate"] == "after"
     assert settings["fusion"] == ("concat" if name == "ablation" else "collaborative")
     assert settings.get("fusion_depth", 1) == 1
 

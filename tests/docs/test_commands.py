@@ -41,7 +41,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     parse = lambda function, prog, argv: parse_functions([function], prog, argv)  # noqa: E731
     for module in (arguments, sample):  # both imported before: what is imported later would keep what is put here
         monkeypatch.setattr(module, "call", parse)
-    for verb in cli.RECIPES:
+    for verb in verbs.RECIPES:
         monkeypatch.setattr(fit, verb, lambda argv, verb=verb: fit.read_recipe(argv, verb=verb))
     monkeypatch.setattr(plan, "main", plan.read)
     monkeypatch.setattr(
