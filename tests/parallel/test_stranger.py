@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lidit.cli import main
+from lidit.draws import draw
 from lidit.models.contracts import Text, check_backbone, check_encoder, check_objective
 
 MODULE = __name__
@@ -65,8 +66,8 @@ class OwnObjective:
         self.power = power
 
     def loss(self, predict: Callable, x0: Tensor, generator: object = None) -> tuple[Tensor, Tensor]:
-        t = torch.linspace(0.1, 0.9, len(x0), device=x0.device) ** self.power
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0.device)
+        t = draw(torch.rand, x0.shape[:1], generator, x0.device) ** self.power  # the same for any number of ranks
+        noise = draw(torch.randn, x0.shape, generator, x0.device)
         at = t[:, None, None, None]
         error = predict((1 - at) * x0 + at * noise, t) - (noise - x0)
         return error.square().flatten(1).mean(1), t
