@@ -65,7 +65,7 @@ def draw(
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     ema: bool = True,
     batch_size: int = 32,
-    trust: list[str] | None = None,
+    trust: list[str] | str | None = None,
 ) -> None:
     """Draw a benchmark's pictures into a folder; run again, it draws what is missing.
 

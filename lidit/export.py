@@ -21,7 +21,7 @@ def export(
     out: str,
     ema: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    trust: list[str] | None = None,
+    trust: list[str] | str | None = None,
 ) -> None:
     """Write a folder of safetensors and configuration from a checkpoint; `lidit sample --checkpoint` reads it.
 

@@ -42,7 +42,7 @@ class Pipeline:
         self.model, self.sizes = model.eval(), sizes
 
     @classmethod
-    def load(cls, source: str = BUNDLED, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
+    def load(cls, source: str = BUNDLED, ema: bool = True, trust: Sequence[str] | str = ()) -> Pipeline:
         """A pipeline from `bundled:NAME`, a folder of `lidit export`, a checkpoint, or a run's newest checkpoint.
 
         Args:
@@ -149,7 +149,7 @@ def _multiple(side: int, step: int, up: bool) -> int:
     return max(1, -(-side // step) if up else side // step) * step
 
 
-def build(config: dict, trust: Sequence[str] = ()) -> TextToImage:
+def build(config: dict, trust: Sequence[str] | str = ()) -> TextToImage:
     """A TextToImage without weights, from the configuration in a checkpoint or an exported folder.
 
     Args:
@@ -162,7 +162,9 @@ def build(config: dict, trust: Sequence[str] = ()) -> TextToImage:
     from jsonargparse import ArgumentError, ArgumentParser
 
     config = updated_model(config)
-    check_settings(config, list(inspect.signature(TextToImage).parameters), trust)
+    check_settings(
+        config, list(inspect.signature(TextToImage).parameters), [trust] if isinstance(trust, str) else trust
+    )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TextToImage, "model")
     try:

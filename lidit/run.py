@@ -124,7 +124,7 @@ class Run:
         """Paths of the checkpoints, by step."""
         return {step_of(path): path for path in reversed(checkpoints_in(self.path / CHECKPOINTS))}
 
-    def pipeline(self, step: int | None = None, ema: bool = True, trust: Sequence[str] = ()) -> Pipeline:
+    def pipeline(self, step: int | None = None, ema: bool = True, trust: Sequence[str] | str = ()) -> Pipeline:
         """The model of a checkpoint, ready to draw.
 
         Args:

@@ -33,7 +33,7 @@ def sample(
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     checkpoint: str = BUNDLED,
     ema: bool = True,
-    trust: list[str] | None = None,
+    trust: list[str] | str | None = None,
 ) -> None:
     """Draw what a sentence says; `lidit sample --benchmark NAME --help` tells how to draw a benchmark's pictures.
 

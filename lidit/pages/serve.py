@@ -50,7 +50,7 @@ class Studio:
         trust: modules besides lidit whose classes the checkpoints may name.
     """
 
-    def __init__(self, checkpoints: list[str], longest_side: int, trust: Sequence[str] = ()):
+    def __init__(self, checkpoints: list[str], longest_side: int, trust: Sequence[str] | str = ()):
         self.pipelines = {name: Pipeline.load(name, trust=trust) for name in dict.fromkeys(checkpoints)}
         self.longest_side = longest_side
         self.titles = dict(zip(self.pipelines, ends(list(self.pipelines)), strict=True))
@@ -205,7 +205,7 @@ def serve(
     port: int = 7860,
     queue: int = 16,
     longest_side: int = 256,
-    trust: list[str] | None = None,
+    trust: list[str] | str | None = None,
 ) -> None:
     """Open a page to try prompts on; stop it with Ctrl-C.
 
