@@ -31,7 +31,7 @@ def completed(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """
     options = list(_options(argv))
     recipes = {i: _read(value) for i, (_, option, value) in enumerate(options) if option in CONFIGS}
-    now = {i: updated(recipe) for i, recipe in recipes.items() if recipe is not None}
+    now = {i: dict(updated(recipe)) for i, recipe in recipes.items() if recipe is not None}
     named = [_loaded(value) for _, option, value in options if option == "--preset"]
     named = named or [recipe["preset"] for recipe in now.values() if "preset" in recipe]
     if any(option.startswith("--model.prompt_encoder") and option.endswith(".preset") for _, option, _ in options):
