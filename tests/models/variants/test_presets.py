@@ -15,6 +15,7 @@ from lidit.models.prompt_encoder import PromptEncoder
 from lidit.models.refiners import CollaborativeRefiner
 from lidit.models.variants.encoder import VariantEncoder
 from lidit.models.variants.presets import PRESETS
+from lidit.recipe import completed
 
 PAGE = Path(__file__).parents[3] / "docs/prompt_encoders.md"
 
@@ -186,6 +187,14 @@ def test_a_recipe_may_name_its_parts_in_other_files_beside_it(tiny_recipe: Path,
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model": "model.yaml", "preset": "hunyuan"}))
     _, model, _ = read_recipe(["--config", str(tmp_path / "recipe.yaml")])
     assert model.build()[1].truncate == "before"
+
+
+def test_a_file_may_hold_a_preset_alone(tiny_recipe: Path, tmp_path: Path) -> None:
+    first, second = files(tmp_path, tiny_recipe, alone="preset: hunyuan\n")
+    words, name = completed(["--config", first, "--config", second])
+    assert name == "hunyuan"
+    assert words[:3] == ["--config", first, "--config"]
+    assert yaml.safe_load(words[3]) == {}  # its settings, which follow, take its place
 
 
 @pytest.mark.parametrize("none", ["--preset=null", "--preset=~", "--preset="])
