@@ -43,6 +43,7 @@ class ScoreCallback(FixedPrompts):
 
     def on_train_start(self, trainer: Trainer, pl_module: TextToImage) -> None:
         """Load the scorer now, since a scorer that cannot be loaded would otherwise stop a run in its middle."""
+        super().on_train_start(trainer, pl_module)
         self.scorer.encoder.load()
         self.scorer.to(pl_module.device)  # the metric's sums, which are added up over the ranks
         self._start = perf_counter()

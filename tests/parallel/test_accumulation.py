@@ -63,7 +63,11 @@ def test_a_sharded_run_in_bf16_mixed_draws_while_it_trains(
     recipe: Callable[..., Path], fit: Callable[..., dict], tmp_path: Path
 ) -> None:
     half = {"trainer__precision": "bf16-mixed", "trainer__max_steps": 2, "trainer__strategy": "sharded"}
-    fit(recipe("half", **half, trainer__callbacks=[DRAWING]), 2)
+    scoring = {
+        "class_path": "lidit.callbacks.scores.CLIPScoreCallback",
+        "init_args": {"pretrained": "bundled:clip", "prompt_sets": {"few": ["a red circle", "a star"]}, "steps": 2},
+    }
+    fit(recipe("half", **half, trainer__callbacks=[DRAWING, scoring]), 2)
     assert [path.name for path in sorted(tmp_path.rglob("samples/*.png"))] == ["step-000001.png", "step-000002.png"]
 
 
