@@ -7,15 +7,30 @@ content of these files only, so their fingerprint is made of the content and not
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lidit.assets import PREFIX, resolve
 
+SHIPPED = Path(__file__).parent / "shipped"  # OWNER--NAME/config.json: sizes of the models that our recipes name
 CHUNK = 1 << 22  # bytes read at the start, middle and end of a large file
 WEIGHTS = ("*.safetensors", "*.bin")
+_sizes_alone: ContextVar[bool] = ContextVar("_sizes_alone", default=False)
+
+
+@contextmanager
+def sizes_alone() -> Iterator[None]:
+    """While nothing but a model's sizes is asked, take its config from this package where no cache has it."""
+    token = _sizes_alone.set(True)
+    try:
+        yield
+    finally:
+        _sizes_alone.reset(token)
 
 
 def find_file(name: str, wanted: str, revision: str | None = None) -> Path:
@@ -29,6 +44,10 @@ def find_file(name: str, wanted: str, revision: str | None = None) -> Path:
         if not (folder / wanted).is_file():
             raise FileNotFoundError(f"{name} is a folder without {wanted}; name the folder that holds it")
         return folder / wanted
+    shipped = SHIPPED / name.replace("/", "--") / wanted
+    if _sizes_alone.get() and shipped.is_file():
+        found = try_to_load_from_cache(name, wanted, revision=revision)
+        return Path(found) if isinstance(found, str) else shipped
     try:
         return Path(hf_hub_download(name, wanted, revision=revision))
     except HFValidationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from huggingface_hub import constants
 
 from lidit.models.llm import FrozenLLM
-from lidit.models.source import CHUNK, describe, find_file, fingerprint
+from lidit.models.source import CHUNK, SHIPPED, describe, find_file, fingerprint, sizes_alone
 from lidit.models.vae import FrozenVAE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,3 +75,26 @@ def test_every_file_the_features_depend_on_is_in_the_fingerprint(tmp_path: Path,
     assert fingerprint(tmp_path) == before
     (tmp_path / name).write_bytes(b"another")
     assert fingerprint(tmp_path) != before
+
+
+def test_sizes_of_shipped_recipes_models_need_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lidit.models.source.hf_hub_download", _no_hub)
+    name = "llava-hf/llama3-llava-next-8b-hf"
+    with sizes_alone():
+        llm = FrozenLLM(name)
+        assert (llm.width, llm.depth) == (4096, 30)
+        assert FrozenVAE("stabilityai/stable-diffusion-3-medium-diffusers", subfolder="vae").channels == 16
+    with pytest.raises(FileNotFoundError, match="did not give config.json"):  # weights are another matter
+        find_file(name, "config.json")
+
+
+def test_every_hub_model_of_a_recipe_has_a_shipped_config() -> None:
+    recipes = sorted(Path("experiments/configs").glob("*.yaml"))
+    named = {n for recipe in recipes for n in re.findall(r"\{name: ([\w.-]+/[\w.-]+)", recipe.read_text())}
+    named = {name for name in named if not Path(name).exists()}
+    assert len(named) == 5
+    assert all(list((SHIPPED / name.replace("/", "--")).rglob("config.json")) for name in named)
+
+
+def _no_hub(*args: object, **kwargs: object) -> str:
+    raise OSError("no network")
