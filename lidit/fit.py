@@ -70,6 +70,12 @@ class RecipeCLI(LightningCLI):
         """The recipe, as the command line overrides it."""
         return self.config[self.config.subcommand]
 
+    def text(self) -> str:
+        """The recipe as YAML, with all its defaults and no object made of it yet."""
+        given = self.given.clone()
+        given.pop("config", None)  # the names of the files it came from
+        return self._subcommand_parsers[self.config.subcommand].dump(given, skip_none=False, skip_validation=True)
+
     def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
         """Add the arguments that Lightning does not have."""
         parser.add_argument(
@@ -245,6 +251,16 @@ def read_recipe(
     Raises:
         ArgumentError: the recipe or the command line is not understood.
     """
+    recipe = unstarted(argv, ask, verb)
+    return recipe.config_init[verb], recipe.model, recipe.datamodule
+
+
+def unstarted(argv: list[str], ask: Callable[[ArgumentParser], None] | None = None, verb: str = "fit") -> RecipeCLI:
+    """The command line behind `read_recipe`, with its recipe as text.
+
+    Raises:
+        ArgumentError: the recipe or the command line is not understood.
+    """
 
     class Unstarted(RecipeCLI):
         def add_arguments_to_parser(self, parser: ArgumentParser) -> None:
@@ -261,8 +277,7 @@ def read_recipe(
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    recipe = run(verb, argv, Unstarted)
-    return recipe.config_init[verb], recipe.model, recipe.datamodule
+    return run(verb, argv, Unstarted)
 
 
 def explained(message: str) -> str:

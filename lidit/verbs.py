@@ -19,6 +19,7 @@ VERBS = {  # verb: (its function, what it does)
     "validate": ("lidit.fit:validate", "measure the validation loss of a checkpoint"),
     "test": ("lidit.fit:test", "measure the test loss of a checkpoint"),
     "plan": ("lidit.plan.plan:main", "parameters, operations and memory of a recipe, before it is run"),
+    "rehearse": ("lidit.rehearsal.rehearse:main", "play a recipe's whole life in small, before anyone pays for a GPU"),
     "launch local": ("lidit.jobs.launch:with_torchrun", "run a command on this machine, or print the line for several"),
     "launch slurm": ("lidit.jobs.launch:with_slurm", "submit a command as a job of Slurm, or print the job's script"),
     "doctor": ("lidit.doctor:main", "print versions, devices, disk and bundled parts, and what is missing"),
@@ -32,7 +33,7 @@ VERBS = {  # verb: (its function, what it does)
     "prep precompute": ("data_prep.precompute:precompute", "compute latents and LLM features once for all runs"),
 }
 RECIPES = ("fit", "validate", "test")  # Lightning runs them from a recipe; a job tells them the number of ranks
-OWN_WAY = (*RECIPES, "plan", "sample", "score", "doctor", "launch local", "launch slurm")  # parse their arguments
+OWN_WAY = (*RECIPES, "plan", "rehearse", "sample", "score", "doctor", "launch local", "launch slurm")  # parse their arguments
 
 
 def find(argv: list[str]) -> str | None:

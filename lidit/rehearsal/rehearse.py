@@ -1,0 +1,161 @@
+"""`lidit rehearse`: plays the whole life of a recipe with small sizes, and says of each stage whether it passed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from lidit import fit
+from lidit.arguments import take
+from lidit.models.source import sizes_alone
+from lidit.rehearsal.data import known_sizes, served, with_drawn_data
+from lidit.rehearsal.play import Failed, Player
+from lidit.rehearsal.small import changes, check_room, ranks_of, shapes, small
+from lidit.rehearsal.stages import FAILED, PASSED, Play, Verdict, played, timed
+
+DISK, MEMORY = 1e9, 1.5e9  # bytes: of all that is written; of a process
+LARGE = 20e6  # parameters of a small model at most
+OWN = ("--keep", "--timeout", "--small", "--pixels")
+
+
+def main(argv: list[str]) -> None:
+    """Rehearse a recipe, and print a table of verdicts.
+
+    Raises:
+        ArgumentError: the recipe is not understood.
+        ValueError: a stage failed, the recipe cannot be made small, or there is too little disk or memory.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the ranks are forked: they share the machine's cores
+    begun = time.monotonic()
+    with sizes_alone():
+        cli = fit.unstarted(argv, add_arguments)
+    verdicts = [Verdict("parse", PASSED, time.monotonic() - begun, "every key and class is known")]
+    given, kept = cli.config_init["fit"], bool(cli.given.keep)
+    folder = new_folder(cli.given.keep)
+    recipe = {key: value for key, value in yaml.safe_load(cli.text()).items() if f"--{key}" not in OWN}
+    check_room(folder, DISK, MEMORY * ranks_of(recipe["trainer"]).all)
+    try:
+        for verdict in rehearsed(argv, recipe, given, folder):
+            verdicts.append(verdict)
+            print(line(verdict), flush=True)
+    finally:
+        failed = [verdict for verdict in verdicts if verdict.verdict == FAILED]
+        if not kept and not failed:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(f"\n{sum(v.seconds for v in verdicts):.0f} s" + (f"; everything is in {folder}" if kept or failed else ""))
+    if failed:
+        raise ValueError(f"{failed[0].stage}: {failed[0].said}; the logs are in {folder / 'logs'}")
+    print("Every stage passed.")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What is asked beside the recipe."""
+    parser.add_argument("--keep", type=str | None, default=None, help="A new folder for all that is written.")
+    parser.add_argument("--timeout", type=float, default=300.0, help="Seconds after which a command hangs.")
+    parser.add_argument(
+        "--small", type=str | None, default=None, help="A recipe laid over the small one, for sizes of your own classes."
+    )
+    parser.add_argument("--pixels", type=int, default=256, help="Side of the recipe's pictures.")
+
+
+def new_folder(keep: str | None) -> Path:
+    """The folder of a rehearsal.
+
+    Raises:
+        ValueError: it holds something already.
+    """
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="lidit-rehearsal-"))
+    folder = Path(keep).absolute()
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--keep {keep} holds something already; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def rehearsed(argv: list[str], recipe: dict[str, Any], given: Namespace, folder: Path) -> Iterator[Verdict]:
+    """Play all stages after parsing."""
+    player = Player(folder / "logs", given.timeout)
+    yield timed("plan", lambda: planned(player, argv))
+    made = small(recipe, folder, given.pixels)
+    for each in changes(recipe, made):
+        print(f"  {each}")
+    sizes = shapes(unit(made, folder, given.small), known_sizes(recipe["data"]))
+    (folder / "data").mkdir()
+    with served(folder / "data") as url:
+        begun = time.monotonic()
+        made = with_drawn_data(made, folder / "data", sizes, url, lambda command: player(f"data-{command[1]}", command))
+        said = f"drawn in {', '.join(f'{width}x{height}' for width, height in sizes)}"
+        yield Verdict("data", PASSED, time.monotonic() - begun, said)
+        play = Play(
+            player=player,
+            folder=folder,
+            recipe=made,
+            ranks=ranks_of(recipe["trainer"]),
+            sizes=sizes,
+            url=url,
+            trusted=strangers(made),
+            over=given.small,
+            callbacks=given.trainer.callbacks or [],
+        )
+        yield from played(play)
+
+
+def planned(player: Player, argv: list[str]) -> str:
+    """The last line of `lidit plan` of the recipe as it is.
+
+    Raises:
+        Failed: it cannot be planned, or does not fit.
+    """
+    for option in OWN[:-1]:  # the plan asks for pixels, too
+        argv = take(argv, option)[1]
+    said = player("plan", ["plan", *argv]).read_text().splitlines()
+    verdict = next((each for each in said if each.startswith("It ")), said[-1])
+    if verdict.startswith("It does not fit"):
+        raise Failed(verdict)
+    return verdict
+
+
+def unit(recipe: dict[str, Any], folder: Path, over: str | None) -> int:
+    """Pixels of a patch of the latent.
+
+    Raises:
+        ValueError: the model is still large.
+    """
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    _, model, _ = fit.read_recipe(["--config", str(path), *(["--config", over] if over else [])])
+    skeleton = model.skeleton()
+    for part in ("prompt_encoder", "backbone"):
+        count = sum(p.numel() for p in getattr(skeleton, part).parameters())
+        if count > LARGE:
+            raise ValueError(
+                f"model.{part} ({recipe['model'][part]['class_path']}) has {count / 1e6:,.0f}M parameters with small "
+                "sizes: none of its arguments is named width, depth or heads; give small ones in a file with --small"
+            )
+    return model.vae.factor * skeleton.backbone.patch
+
+
+def strangers(value: Any) -> list[str]:
+    """The modules besides lidit's and Lightning's that a recipe names classes of."""
+    found: list[str] = []
+    if isinstance(value, dict):
+        path = value.get("class_path")
+        found += [path.rpartition(".")[0]] if isinstance(path, str) else []
+        found += [name for each in value.values() for name in strangers(each)]
+    if isinstance(value, list):
+        found += [name for each in value for name in strangers(each)]
+    return sorted({name for name in found if name.partition(".")[0] not in ("lidit", "lightning", "torch")})
+
+
+def line(verdict: Verdict) -> str:
+    """A row of the table."""
+    return f"{verdict.stage:<34} {verdict.verdict:<7} {verdict.seconds:6.1f} s  {verdict.said}"
