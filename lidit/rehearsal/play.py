@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class Player:
 
 def perform(argv: list[str], log: str, env: dict[str, str]) -> None:
     """In a process of its own: run a command of lidit, and print into a file."""
+    set_start_method("fork", force=True)  # workers that read data are forked as ever; a child would inherit forkserver
     os.setsid()  # a terminal's Ctrl-C reaches the rehearsal, which ends its processes
     os.environ.update(env)
     file = open(log, "w", buffering=1)  # noqa: SIM115 - open until the process ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Witness(Callback):
 
     def _note(self, trainer: Trainer, what: str, **more: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = {"what": what, "step": trainer.global_step, **more}
+        line = {"what": what, "step": trainer.global_step, "at": time.time(), **more}
         with (self.folder / f"rank-{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
