@@ -167,17 +167,30 @@ class AdaptedUNet(nn.Module):
                 revision=self.revision,
                 torch_dtype=getattr(torch, self.dtype),
             )
-            unet.eval().requires_grad_(False)
-            for key, attn in cross_attentions(unet).items():
-                # bypasses nn.Module's registration: the U-Net's parameters are frozen, the processor's are trained here
-                attn.__dict__["processor"] = self.adapters[key]
-                attn._modules.pop("processor", None)
+            self._hold(unet)
             trained, frozen = (sum(p.numel() for p in module.parameters()) for module in (self, unet))
             log.info(
                 "%s: %.2fM parameters of the adapter are trained, %.2fM frozen", self.name, trained / 1e6, frozen / 1e6
             )
-            self.__dict__["_unet"] = unet  # outside the module tree: no checkpoint or EMA copy holds it
-        return self._unet.to(device)
+        return self._unet if self._unet.device == device else self._unet.to(device)
+
+    def hold_unread(self) -> None:
+        """Hold a U-Net of the config's sizes with new weights, none of which is read: enough to count by."""
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, self.dtype))
+        try:
+            self._hold(UNet2DConditionModel.from_config(self.config))
+        finally:
+            torch.set_default_dtype(default)
+
+    def _hold(self, unet: Any) -> None:
+        """Put the adapter into a U-Net, and hold it frozen."""
+        unet.eval().requires_grad_(False)
+        for key, attn in cross_attentions(unet).items():
+            # bypasses nn.Module's registration: the U-Net's parameters are frozen, the processor's are trained here
+            attn.__dict__["processor"] = self.adapters[key]
+            attn._modules.pop("processor", None)
+        self.__dict__["_unet"] = unet  # outside the module tree: no checkpoint or EMA copy holds it
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], text: Text) -> Float[Tensor, "b c h w"]:
         """Predict the noise in x at time t = (k + 1) / 1000, which is step k of the schedule.

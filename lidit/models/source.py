@@ -20,15 +20,20 @@ from lidit.assets import PREFIX, resolve
 SHIPPED = Path(__file__).parent / "shipped"  # OWNER--NAME/config.json: sizes of the models that our recipes name
 CHUNK = 1 << 22  # bytes read at the start, middle and end of a large file
 WEIGHTS = ("*.safetensors", "*.bin")
-_sizes_alone: ContextVar[bool] = ContextVar("_sizes_alone", default=False)
+_sizes_alone: ContextVar[list[str] | None] = ContextVar("_sizes_alone", default=None)
 
 
 @contextmanager
-def sizes_alone() -> Iterator[None]:
-    """While nothing but a model's sizes is asked, take its config from this package where no cache has it."""
-    token = _sizes_alone.set(True)
+def sizes_alone() -> Iterator[list[str]]:
+    """While nothing but a model's sizes is asked, take its config from this package where no cache has it.
+
+    Yields:
+        The names of the models whose config was taken so, each once; the list grows as they are asked for.
+    """
+    taken: list[str] = []
+    token = _sizes_alone.set(taken)
     try:
-        yield
+        yield taken
     finally:
         _sizes_alone.reset(token)
 
@@ -45,9 +50,13 @@ def find_file(name: str, wanted: str, revision: str | None = None) -> Path:
             raise FileNotFoundError(f"{name} is a folder without {wanted}; name the folder that holds it")
         return folder / wanted
     shipped = SHIPPED / name.replace("/", "--") / wanted
-    if _sizes_alone.get() and shipped.is_file():
+    taken = _sizes_alone.get()
+    if taken is not None and shipped.is_file():
         found = try_to_load_from_cache(name, wanted, revision=revision)
-        return Path(found) if isinstance(found, str) else shipped
+        if isinstance(found, str):
+            return Path(found)
+        taken += [name] if name not in taken else []
+        return shipped
     try:
         return Path(hf_hub_download(name, wanted, revision=revision))
     except HFValidationError:

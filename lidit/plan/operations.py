@@ -77,7 +77,8 @@ class Operations(NamedTuple):
 class DryRun:
     """A backbone and a prompt encoder that run without memory.
 
-    The encoder is in evaluation mode: in training, whitening chooses tokens by values.
+    The encoder is in evaluation mode: in training, whitening chooses tokens by values. A part that holds a frozen model
+    outside the module tree has a method `hold_unread`, which makes that model of its sizes alone.
 
     Args:
         build: makes them, such as `TextToImage.build`.
@@ -90,6 +91,9 @@ class DryRun:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with _without_values("the model", "built"), self.mode:
             self.backbone, self.encoder = build()
+            for part in (self.backbone, self.encoder):
+                if hasattr(part, "hold_unread"):
+                    part.hold_unread()
         self.encoder.eval()
         self._counts: dict[Sizes, Operations] = {}
 

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lidit import fit
 from lidit.data.cache import has_features, has_latents
+from lidit.models.source import sizes_alone
 from lidit.module import TextToImage
 from lidit.plan.costs import GB, RECOMPUTE, Plan, captions, planned
 
@@ -24,6 +25,17 @@ def main(argv: list[str]) -> None:
         ArgumentError: the recipe is not understood.
         ValueError: a part of it cannot be counted, or a number makes no sense.
     """
+    with sizes_alone() as shipped:
+        report(argv, shipped)
+
+
+def report(argv: list[str], shipped: list[str]) -> None:
+    """Print all that is counted of a recipe.
+
+    Args:
+        argv: what follows the verb.
+        shipped: names of the models whose sizes came from the package; it grows while the recipe is counted.
+    """
     given, model = read(argv)
     if min(given.gpus, default=0) < 1 or given.gpu_memory <= 0:
         raise ValueError(f"--gpus {given.gpus} of --gpu_memory {given.gpu_memory:g} are none to plan for")
@@ -31,6 +43,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--tokens {given.tokens}: a caption has at least one")
     plan = planned(given, model)
     tokens = " and ".join(map(str, dict.fromkeys(captions(given, model))))
+    if shipped:
+        print(f"No cache has the config.json of {' and '.join(shipped)}: their sizes are those that came with lidit")
     print(f"For pictures of {given.pixels} x {given.pixels} and captions of {tokens} tokens")
     print(f"{plan.parameters / 1e6:,.1f}M parameters, {plan.trained / 1e6:,.1f}M of them trained")
     batch = plan.flops * plan.images / 1e12

@@ -80,9 +80,10 @@ def test_every_file_the_features_depend_on_is_in_the_fingerprint(tmp_path: Path,
 def test_sizes_of_shipped_recipes_models_need_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lidit.models.source.hf_hub_download", _no_hub)
     name = "llava-hf/llama3-llava-next-8b-hf"
-    with sizes_alone():
+    with sizes_alone() as taken:
         llm = FrozenLLM(name)
         assert (llm.width, llm.depth) == (4096, 30)
+        assert taken == [name]
         assert FrozenVAE("stabilityai/stable-diffusion-3-medium-diffusers", subfolder="vae").channels == 16
     with pytest.raises(FileNotFoundError, match="did not give config.json"):  # weights are another matter
         find_file(name, "config.json")

@@ -244,6 +244,25 @@ def test_a_frozen_unet_is_counted_beside_what_is_trained() -> None:
     assert found.flops > 0
 
 
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has no model and reaches none."""
+
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("lidit.models.source.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_a_frozen_unet_that_nobody_has_read_is_planned(no_hub: None, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "--config", str(CONFIGS / "llmdiff_sd15.yaml"), "--pixels", "256"]) == 0
+    said = capsys.readouterr().out
+    names = "Qwen/Qwen2.5-1.5B-Instruct and stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert f"No cache has the config.json of {names}" in said
+    assert "51.9M parameters, 51.9M of them trained" in said
+
+
 def test_a_backbone_of_somebody_elses_that_decides_by_values_is_named_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
