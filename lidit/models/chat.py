@@ -103,14 +103,7 @@ class Prompts:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The LLM's fast tokenizer."""
         find_file(self.name, "config.json", self.revision)  # a wrong name is an error here, not in transformers
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(load_name(self.name), revision=self.revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise FileNotFoundError(
-                f"{self.name} has no tokenizer that loads ({reason}); "
-                "put its tokenizer.json and tokenizer_config.json beside config.json"
-            ) from None
+        tokenizer = read_tokenizer(self.name, self.revision)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(
                 f"{self.name} has a slow tokenizer, which does not say where in the text a token is; "
@@ -187,3 +180,27 @@ class Prompts:
             raise ValueError(f"the tokenizer of {self.name} has no eos_token to close a plain prompt with; give it one")
         begins = tokenizer.bos_token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         return tokenizer.bos_token if begins else "", tokenizer.eos_token
+
+
+def read_tokenizer(name: str, revision: str | None, **settings: Any) -> Any:
+    """The tokenizer of transformers that belongs to an LLM.
+
+    Args:
+        name: the LLM's Hugging Face id, folder, or `bundled:NAME`.
+        revision: branch, tag or commit on the Hugging Face hub.
+        settings: other arguments of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(load_name(name), revision=revision, **settings)
+        reason = "it has no words but special ones"  # transformers makes one of nothing for some types of models
+    except (OSError, ValueError) as error:
+        tokenizer, reason = None, str(error).partition("\n")[0]
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise FileNotFoundError(
+            f"{name} has no tokenizer that loads ({reason}); "
+            "put its tokenizer.json and tokenizer_config.json beside config.json"
+        )
+    return tokenizer

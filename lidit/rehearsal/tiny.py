@@ -15,9 +15,10 @@ import diffusers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from lidit.models.source import SHIPPED, find_file, load_name, sizes_alone
+from lidit.models.chat import read_tokenizer
+from lidit.models.source import SHIPPED, find_file, sizes_alone
 
 LARGE = 20e6  # bytes of a config's widest weight that make a model worth shrinking
 DIVISOR, SMALLEST = 64, 32  # a width becomes this part of itself, and at least so many channels
@@ -65,7 +66,9 @@ def _tiny_of_diffusers(name: str, config: dict[str, Any]) -> Any:
     if kind is None or "block_out_channels" not in config:
         raise ValueError(f"{name} is a {config['_class_name']}, which a rehearsal cannot shrink; name a smaller model")
     sizes = config | {"block_out_channels": [SMALLEST] * len(config["block_out_channels"])}
-    sizes |= {"norm_num_groups": 8, "layers_per_block": 1}
+    sizes["norm_num_groups"] = 8
+    if config["_class_name"] == "AutoencoderKL":
+        sizes["layers_per_block"] = 1
     if "cross_attention_dim" in config:
         sizes["cross_attention_dim"] = small_width(config["cross_attention_dim"])
     if config.get("addition_embed_type") == "text_time":  # SDXL: a vector of the text and six numbers of the image
@@ -134,8 +137,8 @@ def tokenizer_of(name: str, revision: str | None) -> PreTrainedTokenizerFast:
     """
     shipped = SHIPPED / name.replace("/", "--") / "chat_template.jinja"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(load_name(name), revision=revision, local_files_only=True)
-    except (OSError, ValueError):
+        tokenizer = read_tokenizer(name, revision, local_files_only=True)
+    except FileNotFoundError:
         if not shipped.is_file():
             raise ValueError(
                 f"the tokenizer of {name} is in no folder and not in the hub's cache, and a rehearsal needs it: "

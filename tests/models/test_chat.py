@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 from lidit.models.chat import MARK, Prompts
 from lidit.models.llm import INSTRUCTION
@@ -235,6 +235,12 @@ def test_a_slow_tokenizer_is_refused_with_the_fix(tmp_path: Path, tiny_llama: Pa
     shutil.copy(tiny_llama / "config.json", tmp_path)
     ByT5Tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"slow tokenizer.*save its tokenizer\.json"):
+        prompts(str(tmp_path)).split("x")
+
+
+def test_a_tokenizer_that_transformers_makes_of_nothing_is_none(tmp_path: Path) -> None:
+    Qwen2Config().save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no words but special ones.*put its tokenizer\.json"):
         prompts(str(tmp_path)).split("x")
 
 
