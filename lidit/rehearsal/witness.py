@@ -29,7 +29,7 @@ class Witness(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         """Note the batch's loss, and stop."""
-        self._note(trainer, BATCH, loss=float(outputs["loss"]))
+        self._note(trainer, BATCH, loss=float(outputs["loss"]) * trainer.accumulate_grad_batches)
         if trainer.global_step == (self.stop_at or None) and trainer.global_rank == trainer.world_size - 1:
             self.stop_at = 0
             os.kill(os.getpid(), signal.SIGUSR1)

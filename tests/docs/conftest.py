@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MANUAL = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *MANUAL]
-NEEDS = {"cluster", "data", "gpu", "hours", "network"}
+NEEDS = {"cluster", "data", "gpu", "hours", "minutes", "network"}
 BLOCK = re.compile(
     r"(?P<notes>(?:^<!-- [^\n]* -->\n+)*)^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
