@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lidit.draws import Draws, draw
 from lidit.models.contracts import Features, Text, is_caption
 from lidit.models.layers import masked_mean
 from lidit.models.llm import FrozenLLM
@@ -158,6 +159,7 @@ class LLMDiffEncoder(nn.Module):
             )
         features = llm_widths[0] // levels
         self.levels, self.start, self.noise = levels, start, noise
+        self.draws: Draws = None  # source of the chain's noise, which the training step sets
         # UNSTATED: the form of g and h; here one number per block each, g starting at 1 and softplus(h) near 0.
         self.g = nn.Parameter(torch.ones(levels - 1)) if levels > 1 else None
         self.h = nn.Parameter(torch.full((levels - 1,), -8.0)) if levels > 1 and noise else None
@@ -179,7 +181,7 @@ class LLMDiffEncoder(nn.Module):
             chain = scores @ self.g
             if self.h is not None and self.training:
                 deviation = (2 * F.softplus(self.h)).sqrt()
-                chain = chain + torch.randn_like(scores) @ deviation
+                chain = chain + draw(torch.randn, scores.shape, self.draws, x.device) @ deviation
             return self.norm(chain + first if self.start == "embedding" else chain)
 
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:

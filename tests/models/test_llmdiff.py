@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from lidit.draws import SampleDraws
 from lidit.models.llm import FrozenLLM
 from lidit.models.llmdiff import BlockwiseLLM, LLMDiffEncoder, alone, recorded
 
@@ -143,6 +144,19 @@ def test_noise_is_of_the_stated_size_and_in_training_alone() -> None:
     assert noise.std().item() == pytest.approx((2 * 2 * torch.log(torch.tensor(2.0)).item()) ** 0.5, rel=0.01)
     assert torch.equal(encoder.encode(x), encoder.encode(x))
     assert LLMDiffEncoder([15], 8, levels=3, noise=False).h is None
+
+
+def test_the_noise_of_a_sample_follows_from_its_number_alone() -> None:
+    encoder, x = LLMDiffEncoder([15], 8, levels=3), torch.randn(4, 5, 15)
+
+    def encoded(first: int, count: int) -> Tensor:
+        encoder.draws = SampleDraws([3], first)
+        return encoder.encode(x[first : first + count])
+
+    parts = encoded(0, 2), encoded(2, 2)
+    assert torch.equal(torch.cat(parts), encoded(0, 4))
+    encoder.draws = SampleDraws([3], 4)
+    assert not torch.equal(encoder.encode(x), encoded(0, 4))
 
 
 def test_the_last_hidden_state_alone_is_one_level(tiny_llama: Path) -> None:
