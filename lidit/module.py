@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -23,6 +23,7 @@ from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.optimizers import adamw, muon
 from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
+from lidit.train_loss import TrainLoss
 
 
 def freeze(model: nn.Module, trained: list[str] | None) -> None:
@@ -130,10 +131,14 @@ class TextToImage(LightningModule):
             load_in_turn(self.llms, self.device, self.trainer.local_rank, self.trainer.num_devices)
         return self.encode_prompts(prompts)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _ = self.loss(batch, self._draws(batch))
-        self.log("train/loss", loss.mean(), prog_bar=True)
-        return loss.mean()
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The mean loss, the loss of each sample (b), and the times (b) at which it was measured."""
+        loss, t = self.loss(batch, self._draws(batch))
+        return {"loss": loss.mean(), "losses": loss.detach(), "times": t}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The callback that logs `train/loss`."""
+        return [TrainLoss()]
 
     def _draws(self, batch: Batch) -> SampleDraws:
         """Noise and times of each sample; the run's seed and the sample's number in the run decide them.
