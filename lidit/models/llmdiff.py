@@ -78,9 +78,8 @@ class BlockwiseLLM(FrozenLLM):
             if self.empty == "none":
                 parts.append(part)
                 continue
-            without = alone(layer, trajectory if self.empty == "isolated" else x)
-            parts.append(part - without.float())
-            trajectory = trajectory + without
+            without, trajectory = alone(layer, trajectory if self.empty == "isolated" else x)
+            parts.append(part - without)
         parts = [torch.stack(parts).sum(0)] if self.sums else parts
         return torch.cat([inputs[0].float(), *parts], -1)
 
@@ -115,12 +114,18 @@ def recorded(layers: nn.ModuleList) -> Iterator[tuple[list[Tensor], list[Tensor]
             hook.remove()
 
 
-def alone(layer: Any, x: Float[Tensor, "b l e"]) -> Float[Tensor, "b l e"]:
-    """What a block adds to tokens that see themselves alone: a softmax over one key is 1, so attention is its value."""
+def alone(layer: Any, x: Float[Tensor, "b l e"]) -> tuple[Float[Tensor, "b l e"], Float[Tensor, "b l e"]]:
+    """What a block adds to tokens that see themselves alone, in float32; and the tokens after it, as precise as before.
+
+    A softmax over one key is 1, so attention is its value. All is rounded as in the block itself, and the sum is taken
+    as in `recorded`: then nothing of a first token, which has no context, is left of the difference.
+    """
     attention = layer.self_attn
     value = attention.v_proj(layer.input_layernorm(x)).unflatten(-1, (-1, attention.head_dim))
     read = attention.o_proj(value.repeat_interleave(attention.num_key_value_groups, -2).flatten(-2))
-    return read + layer.mlp(layer.post_attention_layernorm(x + read))
+    between = x + read
+    thought = layer.mlp(layer.post_attention_layernorm(between))
+    return read.float() + thought.float(), between + thought
 
 
 class LLMDiffEncoder(nn.Module):

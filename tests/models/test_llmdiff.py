@@ -64,7 +64,9 @@ def test_the_cheap_branch_is_the_block_run_with_a_diagonal_mask(folder: Path) ->
     places = model.rotary_emb(x, torch.arange(7)[None])
     for layer in model.layers:
         masked = layer(x, attention_mask=diagonal, position_embeddings=places)
-        torch.testing.assert_close(alone(layer, x), masked - x, atol=1e-5, rtol=1e-5)
+        added, after = alone(layer, x)
+        torch.testing.assert_close(added, masked - x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(after, masked, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("empty", ["same", "isolated"])
@@ -72,6 +74,18 @@ def test_a_first_token_has_no_score_and_later_ones_have(empty: str, folder: Path
     tokens, mask, _ = exact(folder, empty=empty)(PROMPTS)
     scores = tokens[..., tokens.shape[2] // (1 + BLOCKS) :]
     assert scores[:, 0].abs().max() < 1e-5
+    assert scores[:, 1:][mask[:, 1:]].abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("empty", ["same", "isolated"])
+def test_in_bfloat16_a_first_token_has_no_score_at_all(empty: str, folder: Path) -> None:
+    llm = BlockwiseLLM(str(folder), empty=empty, dtype="bfloat16").load()
+    with torch.no_grad():
+        for parameter in llm._model.layers.parameters():
+            parameter *= 4  # so that roundings are seen
+    tokens, mask, _ = llm(PROMPTS)
+    scores = tokens[..., tokens.shape[2] // (1 + BLOCKS) :]
+    assert not scores[:, 0].any()
     assert scores[:, 1:][mask[:, 1:]].abs().mean() > 1e-3
 
 
