@@ -1,6 +1,6 @@
-"""Random numbers that do not depend on the number of ranks or on the device.
+"""Random numbers that a sample has for itself, whatever the number of ranks.
 
-A rank draws the numbers of the whole batch and takes those of its own rows, so one process and many train alike.
+A rank draws for its own samples alone, on its own device, and one process and many train alike.
 """
 
 from __future__ import annotations
@@ -12,37 +12,45 @@ import torch
 from torch import Tensor
 
 
-class SharedDraws:
-    """Random numbers for a global batch, of which a rank takes its rows: the same for any number of ranks.
+class SampleDraws:
+    """Random numbers that follow from a seed and a sample's number: the same for any number of ranks and passes.
+
+    The samples of a batch have numbers in a row. A second draw for the same samples gives other numbers than the first.
+    Devices of another kind draw other numbers.
 
     Args:
-        seed: numbers that decide the draws, such as a run's seed and the batch's number.
-        device: device on which the numbers are drawn.
-        rank: index of this process's share of the batch.
-        world: number of equal shares of the batch.
+        seed: numbers that decide the draws, such as a run's seed.
+        first: number of the first sample of the batch; at least 0.
     """
 
-    def __init__(self, seed: Sequence[int], device: torch.device | str = "cpu", rank: int = 0, world: int = 1) -> None:
-        state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-        self.generator = torch.Generator(device).manual_seed(int(state) >> 1)
-        self.rank, self.world = rank, world
+    def __init__(self, seed: Sequence[int], first: int = 0) -> None:
+        self.seed, self.first = tuple(seed), first
+        self.drawn = 0  # how often numbers were drawn for these samples
+
+    def draw(self, distribution: Callable, shape: Sequence[int], device: torch.device | str) -> Tensor:
+        """A tensor of this shape, of which each row has its sample's numbers."""
+        rows, generator = torch.empty(tuple(shape), device=device), torch.Generator(device)
+        for number, row in enumerate(rows, self.first):
+            state = np.random.SeedSequence([*self.seed, number, self.drawn]).generate_state(1, np.uint64)[0]
+            distribution(row.shape, generator=generator.manual_seed(int(state) >> 1), out=row)
+        self.drawn += 1
+        return rows
 
 
-Draws = torch.Generator | SharedDraws | None
+Draws = torch.Generator | SampleDraws | None
 """A source of random numbers; None is PyTorch's global generator."""
 
 
 def draw(distribution: Callable, shape: Sequence[int], draws: Draws, device: torch.device | str) -> Tensor:
-    """A tensor of random numbers on a device, the same on every device if the generator is on the CPU.
+    """A tensor of random numbers on a device, the same on every device if the source is a generator on the CPU.
 
     Args:
         distribution: torch.rand or torch.randn.
-        shape: shape of this rank's rows.
+        shape: number of this rank's samples, then the shape of what is drawn for each.
         draws: source of the numbers.
         device: device of the result.
     """
-    if isinstance(draws, SharedDraws):
-        everyone = draw(distribution, (shape[0] * draws.world, *shape[1:]), draws.generator, device)
-        return everyone.chunk(draws.world)[draws.rank]
+    if isinstance(draws, SampleDraws):
+        return draws.draw(distribution, shape, device)
     source = device if draws is None else draws.device
     return distribution(tuple(shape), generator=draws, device=source).to(device)

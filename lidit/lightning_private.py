@@ -17,6 +17,11 @@ def batches_done(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
+def logs_now(trainer: Trainer) -> bool:
+    """Whether Lightning writes to the loggers after this batch, which then ends an optimizer step that is logged."""
+    return not trainer.fit_loop._should_accumulate() and trainer._logger_connector.should_update_logs
+
+
 def share(trainer: Trainer) -> tuple[int, int]:
     """The number of this rank, and how many ranks share a global batch; those of a tensor-parallel group are one."""
     ranks = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}

@@ -10,19 +10,20 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
-from lidit.draws import Draws, SharedDraws
+from lidit.draws import Draws, SampleDraws
 from lidit.lightning_private import batches_done, has_trainer, share
 from lidit.models.contracts import Features, KeysValues, Objective, Text, check_backbone, check_encoder, check_objective
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.optimizers import adamw, muon
 from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
+from lidit.train_loss import TrainLoss
 
 
 def freeze(model: nn.Module, trained: list[str] | None) -> None:
@@ -120,6 +121,8 @@ class TextToImage(LightningModule):
         """The loss of each sample (b), and the times (b) at which it was measured."""
         latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
         features = batch.features if batch.features is not None else self._encode_together(batch.prompt)
+        if hasattr(self.prompt_encoder, "draws"):  # it adds noise in training
+            self.prompt_encoder.draws = generator
         return self.objective.loss(lambda x_t, t: self.predict(x_t, t, features), latent, generator)
 
     def _encode_together(self, prompts: list[str]) -> list[Features]:
@@ -128,25 +131,34 @@ class TextToImage(LightningModule):
             load_in_turn(self.llms, self.device, self.trainer.local_rank, self.trainer.num_devices)
         return self.encode_prompts(prompts)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _ = self.loss(batch, self._draws())
-        self.log("train/loss", loss.mean(), prog_bar=True)
-        return loss.mean()
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The mean loss, the loss of each sample (b), and the times (b) at which it was measured."""
+        loss, t = self.loss(batch, self._draws(batch))
+        return {"loss": loss.mean(), "losses": loss.detach(), "times": t}
 
-    def _draws(self) -> SharedDraws:
-        """The batch's noise and times; the run's seed and the number of earlier batches decide them (exact resume)."""
-        return self._shared([self.seed, batches_done(self.trainer)], self.device)
+    def configure_callbacks(self) -> list[Callback]:
+        """The callback that logs `train/loss`."""
+        return [TrainLoss()]
+
+    def _draws(self, batch: Batch) -> SampleDraws:
+        """Noise and times of each sample; the run's seed and the sample's number in the run decide them.
+
+        The number follows from that of the batches before, so a resumed run goes on exactly.
+        """
+        return SampleDraws([self.seed], self._first(batch, batches_done(self.trainer)))
+
+    def _first(self, batch: Batch, batches: int) -> int:
+        """The number of this rank's first sample, after so many global batches like this one."""
+        rank, world = share(self.trainer)
+        return (batches * world + rank) * (len(batch.key) + len(batch.skipped))
 
     @property
     def seed(self) -> int:
         """The seed of the run's noise and times; a resumed run keeps the seed it began with."""
         return torch.initial_seed() if self._seed is None else self._seed
 
-    def _shared(self, seed: list[int], device: torch.device | str) -> SharedDraws:
-        return SharedDraws(seed, device, *share(self.trainer))
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss at the same noise and times in every validation, on any device and number of ranks."""
+        """Log the loss at the same noise and times in every validation, for any number of ranks."""
         self._evaluate(batch, batch_idx, "val/loss")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -154,7 +166,7 @@ class TextToImage(LightningModule):
         self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Batch, batch_idx: int, name: str) -> None:
-        loss, _ = self.loss(batch, self._shared([batch_idx], "cpu"))
+        loss, _ = self.loss(batch, SampleDraws([batch_idx], self._first(batch, 0)))
         self.log(name, loss.mean(), prog_bar=True, sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> dict:

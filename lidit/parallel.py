@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
+from lidit.models.layers import PreciseLinear
 from lidit.models.llm import FrozenLLM
 
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "AdamW": 8, "EMA": 4}  # all float32
@@ -70,15 +71,29 @@ def shard(modules: list[nn.Module], mesh: DeviceMesh, compute: torch.dtype = tor
     Args:
         modules: the units; a module that contains a unit comes after it.
         mesh: with one dimension, shard over it; with two, replicate over the first and shard over the second.
-        compute: dtype of gathered weights; shares, sums of gradients and the optimizer stay in float32.
+        compute: dtype of gathered weights; shares, sums of gradients and the optimizer stay in float32. A part that
+            computes in float32 is gathered in float32, by itself.
     """
+
     # Inputs keep their dtype: the time in bfloat16 would have three digits. The roots, too, free their gathered weights
     # after the forward pass, so that outside of a pass every parameter is this rank's share.
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for module in modules:
+    def share(module: nn.Module, dtype: torch.dtype) -> None:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+    for module in modules:
+        for part in precise(module) if compute != torch.float32 else []:
+            share(part, torch.float32)
+        share(module, compute)
         if hasattr(module, "keys_values"):  # it reads weights outside of the forward pass
             register_fsdp_forward_method(module, "keys_values")
+
+
+def precise(module: nn.Module) -> list[nn.Module]:
+    """The parts of a module that compute in float32 in mixed precision, too: what makes time and gates, and norms."""
+    kinds = (PreciseLinear, nn.LayerNorm, nn.GroupNorm)
+    found = [part for part in module.modules() if isinstance(part, kinds) and not isinstance(part, FSDPModule)]
+    return [part for part in found if any(True for _ in part.parameters())]
 
 
 def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) -> None:

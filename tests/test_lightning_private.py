@@ -17,6 +17,7 @@ from lidit.lightning_private import (
     batches_done,
     has_trainer,
     launched_by_lightning,
+    logs_now,
     replace_signal_handlers,
     replaces_samplers,
     share,
@@ -64,6 +65,23 @@ def test_a_snapshot_holds_all_that_a_run_goes_on_from(tmp_path: Path) -> None:
     done.fit(BoringModel())
     assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} <= snapshot(done).keys()
     assert snapshot(done)["global_step"] == 4
+
+
+class Turns(Callback):
+    """Writes after each batch whether its step is one that is logged."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        self.found.append(logs_now(trainer))
+
+
+def test_it_is_known_after_which_batch_lightning_logs(tmp_path: Path) -> None:
+    """`_should_accumulate`, `should_update_logs`; else `train/loss` is of another interval than it says."""
+    turns = Turns()
+    trainer(tmp_path, turns, log_every_n_steps=2, accumulate_grad_batches=2, max_epochs=-1).fit(BoringModel())
+    assert turns.found == [False, False, False, True] * 2
 
 
 def test_ranks_and_their_number_are_known_before_training(tmp_path: Path) -> None:

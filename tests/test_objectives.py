@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from lidit.draws import SharedDraws
+from lidit.draws import SampleDraws, draw
 from lidit.objectives import DDPM, RectifiedFlow, noise_to_velocity, velocity_to_noise
 
 OBJECTIVES = [RectifiedFlow(), DDPM("linear"), DDPM("scaled_linear")]
@@ -235,24 +235,41 @@ def test_a_number_of_steps_that_cannot_be_is_refused(objective, steps):
         objective.times(steps, BASE)
 
 
+@pytest.mark.parametrize("parts", [2, 4])  # ranks, or passes of an accumulated gradient
 @pytest.mark.parametrize("objective", [RectifiedFlow(), DDPM()], ids=["flow", "ddpm"])
-def test_ranks_draw_their_rows_of_what_one_process_draws(objective) -> None:
-    x0, seen = torch.zeros(4, 2, 8, 8), {}
+def test_parts_of_a_batch_draw_what_the_whole_draws(objective, parts: int) -> None:
+    x0, size, seen = torch.zeros(8, 2, 8, 8), 8 // parts, []
 
-    def loss(rank: int, world: int):
-        def predict(x_t, t):
-            seen[rank, world] = x_t
-            return torch.zeros_like(x_t)
+    def predict(x_t, t):
+        seen.append(x_t)
+        return torch.zeros_like(x_t)
 
-        rows = x0.chunk(world)[rank]
-        return objective.loss(predict, rows, SharedDraws([7, 3], rank=rank, world=world))
-
-    whole, parts = loss(0, 1), [loss(rank, 2) for rank in range(2)]
-    assert torch.equal(torch.cat([t for _, t in parts]), whole[1])
-    assert torch.equal(torch.cat([seen[0, 2], seen[1, 2]]), seen[0, 1])
-    assert not torch.equal(seen[0, 2], seen[1, 2])
+    loss, t = objective.loss(predict, x0, SampleDraws([7], first=16))
+    each = [objective.loss(predict, x0[:size], SampleDraws([7], first=16 + size * i)) for i in range(parts)]
+    assert torch.equal(torch.cat([loss for loss, _ in each]), loss)
+    assert torch.equal(torch.cat([t for _, t in each]), t)
+    assert torch.equal(torch.cat(seen[1:]), seen[0])
 
 
-def test_another_batch_or_seed_is_another_draw() -> None:
-    drawn = [RectifiedFlow().sample_t(4, (8, 8), SharedDraws(seed)) for seed in ([0, 0], [0, 1], [1, 0])]
+def test_a_rank_holds_the_noise_of_its_own_samples_alone() -> None:
+    noise = draw(torch.randn, (4, 2, 8, 8), SampleDraws([7], first=12), "cpu")
+    assert noise.untyped_storage().nbytes() == 4 * 2 * 8 * 8 * 4
+
+
+def test_another_sample_seed_or_draw_is_another_draw() -> None:
+    def times(draws: SampleDraws) -> torch.Tensor:
+        return RectifiedFlow().sample_t(4, (8, 8), draws)
+
+    twice = SampleDraws([0])
+    drawn = [*times(twice), *times(twice), *times(SampleDraws([1])), *times(SampleDraws([0], first=4))]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+
+
+def test_the_samples_of_a_run_draw_independent_normal_numbers() -> None:
+    noise = draw(torch.randn, (2000, 16), SampleDraws([0]), "cpu").double()
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    assert (noise[1:] * noise[:-1]).mean().item() == pytest.approx(0, abs=0.02)  # of neighbours
+    first = draw(torch.randn, (2000,), SampleDraws([0]), "cpu").double()
+    assert first.std().item() == pytest.approx(1, abs=0.06)
+    assert (first[1:] * first[:-1]).mean().item() == pytest.approx(0, abs=0.08)

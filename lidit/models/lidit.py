@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lidit.models.contracts import KeysValues, Text
-from lidit.models.layers import Attention, Mlp, TimestepEmbedding, layer_norm, modulate
+from lidit.models.layers import Attention, Mlp, PreciseLinear, TimestepEmbedding, layer_norm, modulate
 
 
 class ConvPosition(nn.Module):
@@ -43,7 +43,7 @@ class LIDiTBlock(nn.Module):
         self.self_attention = Attention(width, heads, qk_norm)
         self.cross_attention = Attention(width, heads, qk_norm)
         self.mlp = Mlp(width, mlp_ratio)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
+        self.modulation = nn.Sequential(nn.SiLU(), PreciseLinear(width, 9 * width))
 
     def forward(
         self,
@@ -102,7 +102,7 @@ class LIDiT(nn.Module):
         self.text_norm = nn.RMSNorm(width, eps=1e-6)
         self.blocks = nn.ModuleList(LIDiTBlock(width, heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_norm = layer_norm(width)
-        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final_modulation = nn.Sequential(nn.SiLU(), PreciseLinear(width, 2 * width))
         self.final = nn.Linear(width, patch * patch * channels)
         self._initialise()
 
@@ -140,10 +140,10 @@ class LIDiT(nn.Module):
         height, width = x.shape[2:]
         if height % self.patch or width % self.patch:
             raise ValueError(f"a latent of {width}x{height} does not divide into patches of {self.patch}x{self.patch}")
-        x = self.position(self.patchify(x))
+        condition, visible = self.time(t) + text.pooled, text.mask[:, None, None]
+        x = self.position(self.patchify(x).to(condition.dtype))  # the residual stream is float32, as the condition
         rows = x.shape[2]
         x = x.flatten(2).transpose(1, 2)  # b n d
-        condition, visible = self.time(t) + text.pooled, text.mask[:, None, None]
         of_blocks = keys_values or [None] * len(self.blocks)
         for block, tokens, pair in zip(self.blocks, self.read(text), of_blocks, strict=True):
             x = block(x, tokens, visible, condition, pair)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lidit.draws import Draws, draw
 from lidit.models.contracts import Features, Text, is_caption
 from lidit.models.layers import masked_mean
 from lidit.models.llm import FrozenLLM
@@ -77,9 +78,8 @@ class BlockwiseLLM(FrozenLLM):
             if self.empty == "none":
                 parts.append(part)
                 continue
-            without = alone(layer, trajectory if self.empty == "isolated" else x)
-            parts.append(part - without.float())
-            trajectory = trajectory + without
+            without, trajectory = alone(layer, trajectory if self.empty == "isolated" else x)
+            parts.append(part - without)
         parts = [torch.stack(parts).sum(0)] if self.sums else parts
         return torch.cat([inputs[0].float(), *parts], -1)
 
@@ -114,12 +114,18 @@ def recorded(layers: nn.ModuleList) -> Iterator[tuple[list[Tensor], list[Tensor]
             hook.remove()
 
 
-def alone(layer: Any, x: Float[Tensor, "b l e"]) -> Float[Tensor, "b l e"]:
-    """What a block adds to tokens that see themselves alone: a softmax over one key is 1, so attention is its value."""
+def alone(layer: Any, x: Float[Tensor, "b l e"]) -> tuple[Float[Tensor, "b l e"], Float[Tensor, "b l e"]]:
+    """What a block adds to tokens that see themselves alone, in float32; and the tokens after it, as precise as before.
+
+    A softmax over one key is 1, so attention is its value. All is rounded as in the block itself, and the sum is taken
+    as in `recorded`: then nothing of a first token, which has no context, is left of the difference.
+    """
     attention = layer.self_attn
     value = attention.v_proj(layer.input_layernorm(x)).unflatten(-1, (-1, attention.head_dim))
     read = attention.o_proj(value.repeat_interleave(attention.num_key_value_groups, -2).flatten(-2))
-    return read + layer.mlp(layer.post_attention_layernorm(x + read))
+    between = x + read
+    thought = layer.mlp(layer.post_attention_layernorm(between))
+    return read.float() + thought.float(), between + thought
 
 
 class LLMDiffEncoder(nn.Module):
@@ -158,6 +164,7 @@ class LLMDiffEncoder(nn.Module):
             )
         features = llm_widths[0] // levels
         self.levels, self.start, self.noise = levels, start, noise
+        self.draws: Draws = None  # source of the chain's noise, which the training step sets
         # UNSTATED: the form of g and h; here one number per block each, g starting at 1 and softplus(h) near 0.
         self.g = nn.Parameter(torch.ones(levels - 1)) if levels > 1 else None
         self.h = nn.Parameter(torch.full((levels - 1,), -8.0)) if levels > 1 and noise else None
@@ -179,7 +186,7 @@ class LLMDiffEncoder(nn.Module):
             chain = scores @ self.g
             if self.h is not None and self.training:
                 deviation = (2 * F.softplus(self.h)).sqrt()
-                chain = chain + torch.randn_like(scores) @ deviation
+                chain = chain + draw(torch.randn, scores.shape, self.draws, x.device) @ deviation
             return self.norm(chain + first if self.start == "embedding" else chain)
 
     def forward(self, features: list[Features], t: Float[Tensor, " b"]) -> Text:

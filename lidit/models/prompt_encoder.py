@@ -175,7 +175,8 @@ class PromptEncoder(nn.Module):
         caption = is_caption(mask, prompt_start)
         wide = torch.promote_types(next(self.parameters()).dtype, torch.float32)
         tokens = self.norms[i](tokens.to(wide), caption)
-        return self.project[i](tokens), mask, caption, self.pool[i](masked_mean(tokens, caption))
+        projected = self.project[i](tokens).to(wide)  # the refiners' residual stream is float32, as the backbone's
+        return projected, mask, caption, self.pool[i](masked_mean(tokens, caption))
 
 
 def initialise(encoder: nn.Module) -> None:

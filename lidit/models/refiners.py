@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lidit.models.layers import Attention, Mlp, layer_norm, modulate
+from lidit.models.layers import Attention, Mlp, PreciseLinear, layer_norm, modulate
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
@@ -34,7 +34,7 @@ class RefinerBlock(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, mlp_ratio)
-        self.gates = zeroed(nn.Linear(width, 2 * width)) if gating else None
+        self.gates = zeroed(PreciseLinear(width, 2 * width)) if gating else None
 
     def forward(
         self, x: Float[Tensor, "b l d"], visible: Bool[Tensor, "b 1 #l l"], condition: Float[Tensor, "b d"]
@@ -99,7 +99,7 @@ class CollaborativeBlock(nn.Module):
         self.norm, self.context_norm, self.mlp_norm = layer_norm(width), layer_norm(width), layer_norm(width)
         self.attention = Attention(width, heads)
         self.mlp = Mlp(width, mlp_ratio)
-        self.modulation = zeroed(nn.Linear(width, 6 * width))
+        self.modulation = zeroed(PreciseLinear(width, 6 * width))
 
     def forward(
         self,

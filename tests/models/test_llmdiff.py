@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from lidit.draws import SampleDraws
 from lidit.models.llm import FrozenLLM
 from lidit.models.llmdiff import BlockwiseLLM, LLMDiffEncoder, alone, recorded
 
@@ -63,7 +64,9 @@ def test_the_cheap_branch_is_the_block_run_with_a_diagonal_mask(folder: Path) ->
     places = model.rotary_emb(x, torch.arange(7)[None])
     for layer in model.layers:
         masked = layer(x, attention_mask=diagonal, position_embeddings=places)
-        torch.testing.assert_close(alone(layer, x), masked - x, atol=1e-5, rtol=1e-5)
+        added, after = alone(layer, x)
+        torch.testing.assert_close(added, masked - x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(after, masked, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("empty", ["same", "isolated"])
@@ -71,6 +74,18 @@ def test_a_first_token_has_no_score_and_later_ones_have(empty: str, folder: Path
     tokens, mask, _ = exact(folder, empty=empty)(PROMPTS)
     scores = tokens[..., tokens.shape[2] // (1 + BLOCKS) :]
     assert scores[:, 0].abs().max() < 1e-5
+    assert scores[:, 1:][mask[:, 1:]].abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("empty", ["same", "isolated"])
+def test_in_bfloat16_a_first_token_has_no_score_at_all(empty: str, folder: Path) -> None:
+    llm = BlockwiseLLM(str(folder), empty=empty, dtype="bfloat16").load()
+    with torch.no_grad():
+        for parameter in llm._model.layers.parameters():
+            parameter *= 4  # so that roundings are seen
+    tokens, mask, _ = llm(PROMPTS)
+    scores = tokens[..., tokens.shape[2] // (1 + BLOCKS) :]
+    assert not scores[:, 0].any()
     assert scores[:, 1:][mask[:, 1:]].abs().mean() > 1e-3
 
 
@@ -143,6 +158,19 @@ def test_noise_is_of_the_stated_size_and_in_training_alone() -> None:
     assert noise.std().item() == pytest.approx((2 * 2 * torch.log(torch.tensor(2.0)).item()) ** 0.5, rel=0.01)
     assert torch.equal(encoder.encode(x), encoder.encode(x))
     assert LLMDiffEncoder([15], 8, levels=3, noise=False).h is None
+
+
+def test_the_noise_of_a_sample_follows_from_its_number_alone() -> None:
+    encoder, x = LLMDiffEncoder([15], 8, levels=3), torch.randn(4, 5, 15)
+
+    def encoded(first: int, count: int) -> Tensor:
+        encoder.draws = SampleDraws([3], first)
+        return encoder.encode(x[first : first + count])
+
+    parts = encoded(0, 2), encoded(2, 2)
+    assert torch.equal(torch.cat(parts), encoded(0, 4))
+    encoder.draws = SampleDraws([3], 4)
+    assert not torch.equal(encoder.encode(x), encoded(0, 4))
 
 
 def test_the_last_hidden_state_alone_is_one_level(tiny_llama: Path) -> None:

@@ -78,6 +78,11 @@ def test_what_is_gathered_in_bfloat16_trains_and_keeps_float32_masters(
     half = fit(recipe("half", trainer__max_steps=4, trainer__strategy="sharded", trainer__precision="bf16-mixed"), 2)
     wide = fit(recipe("wide", trainer__max_steps=4, trainer__strategy="sharded"), 2)
     assert 0 < largest(wide["losses"], half["losses"]) < 0.02
+    assert set(wide["sharded"]) == set(SHARDED)
+    alone = {name for name in half["sharded"] if name not in SHARDED}  # gathered in float32
+    assert {"backbone.time.mlp.0", "backbone.final_modulation.1", "backbone.blocks.1.modulation.1"} < alone
+    assert {"prompt_encoder.time.mlp.2", "prompt_encoder.refiners.1.blocks.0.gates"} < alone
+    assert "backbone.blocks.1.mlp.0" not in alone
     assert all(p.dtype == torch.float32 for n, p in half["weights"].items() if not n.endswith("batches"))
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lidit.models.layers import Attention, modulate
+from lidit.models.layers import Attention, PreciseLinear, modulate
 from lidit.models.refiners import LinguisticTokenRefiner, RefinerBlock, zeroed
 
 
@@ -38,7 +38,7 @@ class ModulatedBlock(RefinerBlock):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, gating: bool):
         super().__init__(width, heads, mlp_ratio, gating=False)
-        self.gates = zeroed(nn.Linear(width, 6 * width))
+        self.gates = zeroed(PreciseLinear(width, 6 * width))
 
     def forward(
         self, x: Float[Tensor, "b l d"], visible: Bool[Tensor, "b 1 #l l"], condition: Float[Tensor, "b d"]
