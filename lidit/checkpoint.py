@@ -162,12 +162,14 @@ class Trained(NamedTuple):
         weights: weights and buffers, by name.
         llms: `identity` of each LLM it was trained with; empty if it was not recorded.
         sizes: width and height in pixels of the training images, the most frequent first; empty if not recorded.
+        precision: the trainer's, such as bf16-mixed; None if not recorded.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     llms: list[dict]
     sizes: list[tuple[int, int]]
+    precision: str | None
 
 
 def read(path: Path, ema: bool) -> Trained:
@@ -188,7 +190,8 @@ def read(path: Path, ema: bool) -> Trained:
         trained, average = found["state_dict"], found.get("callbacks", {}).get("EMA", {}).get("average", {})
     if ema and not average:
         raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
-    return Trained(config, trained | average if ema else trained, found.get("llms", []), sizes_in(found))
+    weights = trained | average if ema else trained
+    return Trained(config, weights, found.get("llms", []), sizes_in(found), found.get("precision"))
 
 
 def sizes_in(record: dict[str, Any]) -> list[tuple[int, int]]:
