@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -206,7 +207,9 @@ def _read_folder(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, Te
     wanted = [n for n in entries if n.startswith(WEIGHTS) and n.removeprefix(WEIGHTS) not in averaged]
     wanted += [AVERAGE + n for n in averaged]
     tensors = {n: torch.empty(entries[n].size, dtype=entries[n].properties.dtype) for n in wanted}
-    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # that is what no_dist says
+        dcp.load(tensors, checkpoint_id=path, no_dist=True)
     trained = {n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)}
     return trained, {n.removeprefix(AVERAGE): t for n, t in tensors.items() if n.startswith(AVERAGE)}
 
