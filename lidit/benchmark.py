@@ -21,13 +21,14 @@ from typing import Literal
 from lidit.arguments import parse_functions, take
 from lidit.callbacks.provenance import commit
 from lidit.checkpoint import fingerprint
+from lidit.devices import Precision, name_of
 from lidit.disk.folder import PROVENANCE, SCORES
 from lidit.disk.whole import write_text
 from lidit.eval.suite import BenchmarkError, Picture, Suite
 from lidit.eval.suites import load
 from lidit.jobs.ranks import share
 from lidit.pictures import parse_size, save_image, tiled
-from lidit.pipeline import BUNDLED, WEIGHTS, Pipeline, is_export, place, size_of
+from lidit.pipeline import BUNDLED, WEIGHTS, Pipeline, compute_of, is_export, place, size_of
 
 
 def sample(argv: list[str], name: str) -> None:
@@ -64,6 +65,8 @@ def draw(
     guidance: float = 3.0,
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     ema: bool = True,
+    dtype: Precision = "auto",
+    device: str = "auto",
     batch_size: int = 32,
     trust: list[str] | str | None = None,
 ) -> None:
@@ -82,6 +85,8 @@ def draw(
         guidance: classifier-free guidance scale; 1 is none.
         sampler: euler or heun for rectified flow, ddim for noise prediction.
         ema: take a checkpoint's averaged weights.
+        dtype: precision of backbone and prompt encoder; auto: on a GPU that of the training, on a CPU float32.
+        device: auto, cpu, cuda, or cuda:N; processes of a machine take one GPU each.
         batch_size: pictures drawn at once.
         trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
 
@@ -97,13 +102,14 @@ def draw(
         "guidance": guidance,
         "sampler": sampler,
         "ema": ema,
+        "dtype": name_of(compute_of(checkpoint, device, dtype).dtype),
     }
     _claim(run, suite, _origin(checkpoint) | settings)
     mine = [picture for picture in suite.pictures[rank::world] if not (run / picture.path).is_file()]
     print(f"{run}: {len(mine)} of {len(suite.pictures[rank::world])} pictures to draw", flush=True)
     if not mine:
         return
-    pipeline = Pipeline.load(checkpoint, ema, trust or ())
+    pipeline = Pipeline.load(checkpoint, ema, trust or (), device, dtype)
     arguments = {"size": (width, height), "steps": steps, "guidance": guidance, "sampler": sampler}
     for batch in _batches(mine, batch_size):
         prompts = [picture.prompt for picture in batch for _ in range(picture.tiles)]
@@ -148,7 +154,8 @@ def _claim(run: Path, suite: Suite, settings: dict) -> None:
     """Write the folder's provenance and lists of prompts, or refuse one that was begun otherwise."""
     asked = {"benchmark": suite.name, "prompts": _digest(suite), "sources": suite.sources, **settings}
     if (run / PROVENANCE).is_file():
-        then = _read(run / PROVENANCE, "lidit sample")
+        before = {"dtype": "float32"}  # earlier versions always drew in it, and did not say so
+        then = before | _read(run / PROVENANCE, "lidit sample")
         if differ := [
             f"{key} was {then.get(key)!r} and is {asked[key]!r}" for key in asked if then.get(key) != asked[key]
         ]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -162,12 +163,14 @@ class Trained(NamedTuple):
         weights: weights and buffers, by name.
         llms: `identity` of each LLM it was trained with; empty if it was not recorded.
         sizes: width and height in pixels of the training images, the most frequent first; empty if not recorded.
+        precision: the trainer's, such as bf16-mixed; None if not recorded.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     llms: list[dict]
     sizes: list[tuple[int, int]]
+    precision: str | None
 
 
 def read(path: Path, ema: bool) -> Trained:
@@ -188,7 +191,8 @@ def read(path: Path, ema: bool) -> Trained:
         trained, average = found["state_dict"], found.get("callbacks", {}).get("EMA", {}).get("average", {})
     if ema and not average:
         raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
-    return Trained(config, trained | average if ema else trained, found.get("llms", []), sizes_in(found))
+    weights = trained | average if ema else trained
+    return Trained(config, weights, found.get("llms", []), sizes_in(found), found.get("precision"))
 
 
 def sizes_in(record: dict[str, Any]) -> list[tuple[int, int]]:
@@ -203,7 +207,9 @@ def _read_folder(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, Te
     wanted = [n for n in entries if n.startswith(WEIGHTS) and n.removeprefix(WEIGHTS) not in averaged]
     wanted += [AVERAGE + n for n in averaged]
     tensors = {n: torch.empty(entries[n].size, dtype=entries[n].properties.dtype) for n in wanted}
-    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # that is what no_dist says
+        dcp.load(tensors, checkpoint_id=path, no_dist=True)
     trained = {n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)}
     return trained, {n.removeprefix(AVERAGE): t for n, t in tensors.items() if n.startswith(AVERAGE)}
 

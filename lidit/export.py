@@ -34,12 +34,13 @@ def export(
     """
     if Path(out).exists():
         raise ValueError(f"{out} exists; choose another folder or remove it first")
-    config, weights, llms, sizes = read(place(checkpoint), ema)
+    config, weights, llms, sizes, precision = read(place(checkpoint), ema)
     model = build(config, trust or ())
     check_llms(llms, model.llms, checkpoint)
     model.check_weights(weights, checkpoint)
     trained, count = {name for name, _ in model.skeleton().named_parameters()}, sum(w.numel() for w in weights.values())
     record = {"model": config, "prompts": [llm.identity for llm in model.llms], "ema": ema, "sizes": sizes}
+    record |= {"precision": precision} if precision else {}
     with replacing(Path(out)) as folder:
         folder.mkdir()
         (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")

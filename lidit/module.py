@@ -255,6 +255,7 @@ class TextToImage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["llms"] = [llm.identity for llm in self.llms]
         checkpoint["seed"] = self.seed
+        checkpoint["precision"] = self.trainer.precision
         checkpoint["sizes"] = self.trainer.datamodule.sizes if self.trainer.datamodule is not None else []
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

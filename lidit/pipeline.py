@@ -18,6 +18,7 @@ from torch import Tensor
 from lidit.assets import resolve
 from lidit.checkpoint import COMMITTED, Trained, check_llms, check_shapes, record, sizes_in
 from lidit.checkpoint import read as read_checkpoint
+from lidit.devices import Compute, Precision, chosen, computing, this_machine
 from lidit.disk.folder import CHECKPOINTS, checkpoints_in
 from lidit.models.older import updated_model
 from lidit.models.trust import check_settings
@@ -36,28 +37,41 @@ class Pipeline:
     Args:
         model: the model, built and loaded, for example by `Pipeline.load`.
         sizes: width and height in pixels of the images it was trained on, the most frequent first.
+        dtype: of backbone and prompt encoder; float32 leaves a precision that is set around it as it is.
     """
 
-    def __init__(self, model: TextToImage, sizes: Sequence[tuple[int, int]] = ()):
-        self.model, self.sizes = model.eval(), sizes
+    def __init__(self, model: TextToImage, sizes: Sequence[tuple[int, int]] = (), dtype: torch.dtype = torch.float32):
+        self.model, self.sizes, self.dtype = model.eval(), sizes, dtype
 
     @classmethod
-    def load(cls, source: str = BUNDLED, ema: bool = True, trust: Sequence[str] | str = ()) -> Pipeline:
+    def load(
+        cls,
+        source: str = BUNDLED,
+        ema: bool = True,
+        trust: Sequence[str] | str = (),
+        device: str = "auto",
+        dtype: Precision = "auto",
+    ) -> Pipeline:
         """A pipeline from `bundled:NAME`, a folder of `lidit export`, a checkpoint, or a run's newest checkpoint.
 
         Args:
             source: where the weights are.
             ema: take a checkpoint's averaged weights; a checkpoint without them is then an error.
             trust: modules besides lidit whose classes the model's configuration may name.
+            device: auto (a GPU if there is one), cpu, cuda, or cuda:N. On a GPU float32 products use TF32.
+            dtype: auto (on a GPU as it was trained, on a CPU float32), float32 or bfloat16.
 
         Raises:
             FileNotFoundError: there is nothing at `source`.
-            ValueError: `source` holds no such folder or checkpoint, or its weights do not fit its architecture.
+            ValueError: there is no such device, `source` holds no such folder or checkpoint, or its weights do not fit
+                its architecture.
         """
+        compute = compute_of(source, device, dtype)
+        compute.prepare()
         found = read(source, ema)
         model = build(found.config, trust)
         adopt(model, found.weights, found.llms, source)
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), found.sizes)
+        return cls(model.to(compute.device), found.sizes, compute.dtype)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,15 +105,16 @@ class Pipeline:
             watch: called at each evaluation with the clean latents that follow from the prediction.
         """
         model, b = self.model, len(prompts)
-        features = model.encode_prompts([*prompts, *[""] * b])
-        with_text = [(tokens[:b], mask[:b], start[:b]) for tokens, mask, start in features]
-        predict = guided(model.predictor(features), model.predictor(with_text), guidance, interval)
-        objective = model.objective
-        name = sampler or ("euler" if objective.predicts == "velocity" else "ddim")
-        draw = sampler_for(name, objective.predicts, objective.alpha_sigma)
-        if watch is not None:
-            predict = watched(predict, objective.to_x0, watch)
-        return draw(predict, noise.to(model.device), objective.times(steps, noise.shape[-2:]))
+        with computing(model.device, self.dtype):
+            features = model.encode_prompts([*prompts, *[""] * b])
+            with_text = [(tokens[:b], mask[:b], start[:b]) for tokens, mask, start in features]
+            predict = guided(model.predictor(features), model.predictor(with_text), guidance, interval)
+            objective = model.objective
+            name = sampler or ("euler" if objective.predicts == "velocity" else "ddim")
+            draw = sampler_for(name, objective.predicts, objective.alpha_sigma)
+            if watch is not None:
+                predict = watched(predict, objective.to_x0, watch)
+            return draw(predict, noise.to(model.device), objective.times(steps, noise.shape[-2:]))
 
     def noise(self, seeds: list[int], width: int, height: int) -> Float[Tensor, "b c h w"]:
         """Starting noise, one image per seed, for an image size in pixels; the same on every device.
@@ -241,8 +256,22 @@ def size_of(source: str) -> tuple[int, int]:
         FileNotFoundError: there is nothing at `source`.
         ValueError: `source` holds no model, or a model that does not record its sizes.
     """
-    path = place(source)
-    return most_frequent(sizes_in(read_config(path) if is_export(path) else record(path)))
+    return most_frequent(sizes_in(_about(place(source))))
+
+
+def compute_of(source: str, device: str = "auto", dtype: Precision = "auto") -> Compute:
+    """Where and in which precision a model draws, as `Pipeline.load` chooses it; no weights are read.
+
+    Raises:
+        FileNotFoundError: there is nothing at `source`.
+        ValueError: there is no such device, or `source` holds no model.
+    """
+    return chosen(device, dtype, _about(place(source)).get("precision"), this_machine())
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a checkpoint or an exported folder records of itself."""
+    return read_config(path) if is_export(path) else record(path)
 
 
 def most_frequent(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -267,7 +296,7 @@ def read_export(folder: Path) -> Trained:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise _damaged(folder, error) from None
-    return Trained(about["model"], weights, about.get("prompts", []), sizes_in(about))
+    return Trained(about["model"], weights, about.get("prompts", []), sizes_in(about), about.get("precision"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

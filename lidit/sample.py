@@ -7,6 +7,7 @@ from typing import Literal
 
 from lidit import benchmark
 from lidit.arguments import call, take
+from lidit.devices import Precision, name_of
 from lidit.models.llm import FrozenLLM
 from lidit.pictures import parse_size, save_image
 from lidit.pipeline import BUNDLED, Pipeline
@@ -33,6 +34,8 @@ def sample(
     sampler: Literal["euler", "heun", "ddim"] | None = None,
     checkpoint: str = BUNDLED,
     ema: bool = True,
+    dtype: Precision = "auto",
+    device: str = "auto",
     trust: list[str] | str | None = None,
 ) -> None:
     """Draw what a sentence says; `lidit sample --benchmark NAME --help` tells how to draw a benchmark's pictures.
@@ -50,6 +53,8 @@ def sample(
         checkpoint: a checkpoint of `lidit fit`, a run's folder (its newest one), a folder of `lidit export`, or the
             bundled model.
         ema: take a checkpoint's averaged weights.
+        dtype: precision of backbone and prompt encoder; auto: on a GPU that of the training, on a CPU float32.
+        device: auto (a GPU if there is one), cpu, cuda, or cuda:N.
         trust: modules besides lidit whose classes the checkpoint may name, such as `--trust mine`.
     """
     texts = read_prompts(prompt, prompts)
@@ -61,7 +66,7 @@ def sample(
         raise ValueError(f"--out {out} is a folder; name a file in it, such as {Path(out) / 'out.png'}")
     pairs = [(text, seed + i) for text in texts for i in range(n)]
     asked = parse_size(size) if size else None
-    pipeline = Pipeline.load(checkpoint, ema, trust or ())
+    pipeline = Pipeline.load(checkpoint, ema, trust or (), device, dtype)
     width, height = asked or pipeline.size
     images = pipeline(
         [text for text, _ in pairs],
@@ -75,7 +80,8 @@ def sample(
     for i, (image, (text, used)) in enumerate(zip(images, pairs, strict=True)):
         target = path if len(images) == 1 else path.with_name(f"{path.stem}-{i:04d}{path.suffix or '.png'}")
         facts = {"prompt": text, "seed": used, "steps": steps, "guidance": guidance, "size": f"{width}x{height}"}
-        save_image(image, target, facts | {"sampler": sampler or "default", "checkpoint": checkpoint})
+        facts |= {"sampler": sampler or "default", "dtype": name_of(pipeline.dtype), "checkpoint": checkpoint}
+        save_image(image, target, facts)
         print(f"{target}: {text}")
 
 

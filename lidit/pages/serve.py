@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lidit.devices import Precision
 from lidit.pages.listen import address, listening
 from lidit.pipeline import BUNDLED, Pipeline
 from lidit.pixels import to_uint8
@@ -48,10 +49,20 @@ class Studio:
         checkpoints: what draws, each as for `Pipeline.load`.
         longest_side: of a picture, in pixels.
         trust: modules besides lidit whose classes the checkpoints may name.
+        device: as for `Pipeline.load`.
+        dtype: as for `Pipeline.load`.
     """
 
-    def __init__(self, checkpoints: list[str], longest_side: int, trust: Sequence[str] | str = ()):
-        self.pipelines = {name: Pipeline.load(name, trust=trust) for name in dict.fromkeys(checkpoints)}
+    def __init__(
+        self,
+        checkpoints: list[str],
+        longest_side: int,
+        trust: Sequence[str] | str = (),
+        device: str = "auto",
+        dtype: Precision = "auto",
+    ):
+        names = dict.fromkeys(checkpoints)
+        self.pipelines = {name: Pipeline.load(name, True, trust, device, dtype) for name in names}
         self.longest_side = longest_side
         self.titles = dict(zip(self.pipelines, ends(list(self.pipelines)), strict=True))
 
@@ -205,6 +216,8 @@ def serve(
     port: int = 7860,
     queue: int = 16,
     longest_side: int = 256,
+    dtype: Precision = "auto",
+    device: str = "auto",
     trust: list[str] | str | None = None,
 ) -> None:
     """Open a page to try prompts on; stop it with Ctrl-C.
@@ -216,10 +229,12 @@ def serve(
         port: to listen on; 0 takes a free one.
         queue: people that may wait for their picture; one more is told to come back.
         longest_side: of a picture, in pixels.
+        dtype: precision of backbone and prompt encoder; auto: on a GPU that of the training, on a CPU float32.
+        device: auto (a GPU if there is one), cpu, cuda, or cuda:N.
         trust: modules besides lidit whose classes the checkpoints may name, such as `--trust mine`.
 
     Raises:
-        ValueError: Gradio is not installed, there are more than two models, or the port is taken.
+        ValueError: Gradio is not installed, there are more than two models, no such device, or the port is taken.
     """
     if find_spec("gradio") is None:
         raise ValueError("lidit serve needs Gradio; install it with `pip install 'lidit[serve]'`")
@@ -231,7 +246,7 @@ def serve(
 
     with listening(host, port) as server:  # what is wrong with it is said before models are loaded
         opened, port = address(server), server.getsockname()[1]
-    blocks = page(Studio(names, longest_side, trust or ()), queue)
+    blocks = page(Studio(names, longest_side, trust or (), device, dtype), queue)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     settings = {"server_name": host, "server_port": port, "share": False, "quiet": True, "prevent_thread_lock": True}
     blocks.launch(**settings, theme=theme, css=STYLE, footer_links=[])
