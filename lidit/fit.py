@@ -137,6 +137,11 @@ class RecipeCLI(LightningCLI):
             given.ckpt_path = resumed(model, given.run, given.resume, given.ckpt_path)
         kwargs |= chosen_strategy(model, given)
         if given.run and self.config.subcommand == "fit":
+            if given.trainer.enable_checkpointing is False:
+                raise ValueError(
+                    "a run with a folder saves when it is told to stop: leave out --run, or say "
+                    "--trainer.enable_checkpointing true"
+                )
             kwargs["callbacks"] = attended(given.trainer.callbacks or [], Path(given.run))
         else:
             signals.release()

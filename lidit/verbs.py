@@ -33,7 +33,16 @@ VERBS = {  # verb: (its function, what it does)
     "prep precompute": ("data_prep.precompute:precompute", "compute latents and LLM features once for all runs"),
 }
 RECIPES = ("fit", "validate", "test")  # Lightning runs them from a recipe; a job tells them the number of ranks
-OWN_WAY = (*RECIPES, "plan", "rehearse", "sample", "score", "doctor", "launch local", "launch slurm")  # parse their arguments
+OWN_WAY = (
+    *RECIPES,
+    "plan",
+    "rehearse",
+    "sample",
+    "score",
+    "doctor",
+    "launch local",
+    "launch slurm",
+)  # parse their arguments
 
 
 def find(argv: list[str]) -> str | None:

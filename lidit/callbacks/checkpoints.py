@@ -28,8 +28,8 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: optimizer steps between checkpoints.
         keep: number of the newest checkpoints that stay; at least 1.
-        every_n_minutes: save after about so many minutes, too, and after 10 steps at the earliest; none: by steps alone.
-            Rank 0 foresees the step from the time of the last ones, so that the ranks agree once a checkpoint.
+        every_n_minutes: save after about so many minutes, too, but after 10 steps at the earliest; none: by steps
+            alone. Rank 0 foresees the step from the time of the last ones, so that the ranks agree once a checkpoint.
         folder: folder of the checkpoints; by default `checkpoints` in the run's folder, or without one in the log's.
 
     Raises:
@@ -47,7 +47,9 @@ class Checkpoints(Checkpoint):
             if value < 1:
                 raise ValueError(f"{what} of Checkpoints is {value}; it must be at least 1")
         if every_n_minutes is not None and every_n_minutes <= 0:
-            raise ValueError(f"every_n_minutes of Checkpoints is {every_n_minutes}; it must be above 0, or null for none")
+            raise ValueError(
+                f"every_n_minutes of Checkpoints is {every_n_minutes}; it must be above 0, or null for none"
+            )
         self.every_n_steps, self.keep, self.folder, self.every_n_minutes = every_n_steps, keep, folder, every_n_minutes
         self._saved = -1  # step of the last checkpoint
         self._since = (0, 0.0)  # the step, and the time, after the last checkpoint

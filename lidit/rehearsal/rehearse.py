@@ -61,7 +61,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--keep", type=str | None, default=None, help="A new folder for all that is written.")
     parser.add_argument("--timeout", type=float, default=300.0, help="Seconds after which a command hangs.")
     parser.add_argument(
-        "--small", type=str | None, default=None, help="A recipe laid over the small one, for sizes of your own classes."
+        "--small",
+        type=str | None,
+        default=None,
+        help="A recipe laid over the small one, for sizes of your own classes.",
     )
     parser.add_argument("--pixels", type=int, default=256, help="Side of the recipe's pictures.")
 

@@ -24,8 +24,7 @@ SIZES = {
     HEADS: ("heads", "num_heads", "n_heads", "num_attention_heads"),
     DEPTH: ("depth", "layers", "num_layers", "n_layers", "num_hidden_layers", "refiner_depth"),
 }
-INTERVALS = {"Checkpoints": SAVE, "Samples": DRAW, "JudgedSamples": DRAW}  # `every_n_steps` of callbacks; others: 1
-FEW = {"warmup_batches": 1, "batch_size": 2, "steps": 2, "count_per_task": 1}  # in callbacks
+FEW = {"warmup_batches": 1, "count_per_task": 1, "every_n_train_steps": SAVE}  # in callbacks
 FEW_BYTES = 100e6  # weights of a frozen model in a folder that are small enough
 Recipe = dict[str, Any]
 
@@ -151,6 +150,7 @@ def _trainer(trainer: Recipe, ranks: Ranks) -> Recipe:
         "log_every_n_steps": 1,
         "enable_progress_bar": False,
         "max_time": None,
+        "enable_checkpointing": True,  # the rehearsal stops it, and goes on
     }
     if trainer["limit_val_batches"] is None or trainer["limit_val_batches"] > 1:
         made["limit_val_batches"] = 2
@@ -163,31 +163,22 @@ def _trainer(trainer: Recipe, ranks: Ranks) -> Recipe:
 
 def _callback(callback: Recipe) -> Recipe:
     """A callback that acts often, on few small pictures."""
-    name = callback["class_path"].rpartition(".")[2]
-    arguments = dict(callback.get("init_args") or {}) | (callback.get("dict_kwargs") or {})
-    for key, value in arguments.items():
-        if key == "every_n_steps" and value:
-            arguments[key] = min(value, DRAW if "prompt_sets" in arguments else INTERVALS.get(name, 1))
-        elif key == "every_n_train_steps" and value:
-            arguments[key] = min(value, SAVE)
-        elif key in FEW and isinstance(value, int):
-            arguments[key] = min(value, FEW[key])
-        elif key == "prompts":
-            arguments[key] = value[:2]
-        elif key == "prompt_sets":
-            arguments[key] = {which: prompts[:2] for which, prompts in value.items()}
-        elif key == "size" and value:
-            arguments[key] = None  # that of most pictures
-        elif key == "pretrained" and not str(value).startswith(PREFIX):
-            arguments[key] = PREFIX + ("siglip" if "SigLIP" in name else "clip")
-        elif key == "device":
-            arguments[key] = "cpu"
-    if "prompts" in arguments or "prompt_sets" in arguments:
-        arguments |= {"steps": 2, "batch_size": 2}
-    known = set(callback.get("init_args") or {})
-    more = {key: value for key, value in arguments.items() if key not in known}
-    made = callback | {"init_args": {key: value for key, value in arguments.items() if key in known}}
-    return made | {"dict_kwargs": more} if more else made
+    name, known = callback["class_path"].rpartition(".")[2], callback.get("init_args") or {}
+    found = known | (callback.get("dict_kwargs") or {})
+    draws = "prompts" in found or "prompt_sets" in found or "count_per_task" in found
+    few = FEW | {"every_n_steps": DRAW if draws else SAVE if name == "Checkpoints" else 1}
+    made = {key: min(value, few[key]) for key, value in found.items() if key in few and isinstance(value, int)}
+    if "prompts" in found:
+        made["prompts"] = found["prompts"][:2]
+    if "prompt_sets" in found:
+        made["prompt_sets"] = {which: prompts[:2] for which, prompts in found["prompt_sets"].items()}
+    if not str(found.get("pretrained", PREFIX)).startswith(PREFIX):
+        made["pretrained"] = PREFIX + ("siglip" if "SigLIP" in name else "clip")
+    made |= {key: value for key, value in {"size": None, "device": "cpu"}.items() if key in found}
+    made |= {"steps": 2, "batch_size": 2} if draws else {}
+    more = (callback.get("dict_kwargs") or {}) | {key: value for key, value in made.items() if key not in known}
+    inside = known | {key: value for key, value in made.items() if key in known}
+    return callback | {"init_args": inside} | ({"dict_kwargs": more} if more else {})
 
 
 def _data(data: Recipe, ranks: Ranks, folder: Path) -> Recipe:
@@ -247,10 +238,12 @@ def check_room(folder: Path, disk: float, memory: float) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < disk:
-        raise ValueError(f"a rehearsal needs {disk / 1e9:.1f} GB of disk, and {folder} has {free / 1e9:.1f}; use --keep")
+        raise ValueError(
+            f"a rehearsal needs {disk / 1e9:.1f} GB of disk, and {folder} has {free / 1e9:.1f}; use --keep"
+        )
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = 1024 * int(lines["MemAvailable"].split()[0])
     if available < memory:
         raise ValueError(
-            f"a rehearsal needs {memory / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free; end something else"
+            f"a rehearsal needs {memory / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free: end others"
         )

@@ -93,7 +93,9 @@ class Play:
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(on(with_witness(self.recipe, self.notes(run), stop_at), ranks), sort_keys=False))
         over = ["--config", self.over] if self.over else []
-        self.player(name, ["fit", "--config", str(path), *over, "--run", str(self.run(run)), *more], ranks.all, expected)
+        self.player(
+            name, ["fit", "--config", str(path), *over, "--run", str(self.run(run)), *more], ranks.all, expected
+        )
 
     def notes(self, run: str) -> Path:
         """Where the ranks of a run note what they do."""

@@ -1,7 +1,8 @@
 """Tiny models of the same classes as a recipe's frozen ones, with random weights.
 
-What the recipe refers to stays: an LLM's blocks, a VAE's latent channels and factor, a U-Net's levels, the form of a chat
-template. A tokenizer is the model's own where a folder or the hub's cache has it, else one of bytes with its template.
+What the recipe refers to stays: an LLM's blocks, a VAE's latent channels and factor, a U-Net's levels, the form of a
+chat template. A tokenizer is the model's own where a folder or the hub's cache has it, else one of bytes with its
+template.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ LARGE = 20e6  # bytes of a config's widest weight that make a model worth shrink
 DIVISOR, SMALLEST = 64, 32  # a width becomes this part of itself, and at least so many channels
 HEADS = 4
 WIDTHS = ("hidden_size", "d_model", "projection_dim", "text_embed_dim", "embed_dim")
-MLPS = ("intermediate_size", "d_ff", "ffn_dim", "moe_intermediate_size")
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_index", "image_token_id", "video_token_id")
 SPECIAL = re.compile(r"<\|[^|<>]+\|>")
@@ -89,7 +89,9 @@ def _tiny_of_transformers(name: str, revision: str | None, config: dict[str, Any
     model = kind(AutoConfig.for_model(**sizes)).to(torch.bfloat16)
     count = sum(p.numel() for p in model.parameters())
     if count > LARGE:
-        raise ValueError(f"{name} ({model_type}) still has {count / 1e6:.0f}M parameters with small sizes; name another")
+        raise ValueError(
+            f"{name} ({model_type}) still has {count / 1e6:.0f}M parameters with small sizes; name another"
+        )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -101,36 +103,23 @@ def _small(config: dict[str, Any], last: int) -> dict[str, Any]:
         config: of a model, or of a tower of it.
         last: the last token's number.
     """
-    small = dict(config)
-    heads = next((config[key] for key in HEAD_COUNTS if key in config), HEADS)
-    for key, value in config.items():
-        if key in WIDTHS and isinstance(value, int):
-            small[key] = small_width(value)
-        elif key in MLPS:
-            small[key] = 2 * SMALLEST
-        elif key in HEAD_COUNTS:
-            small[key] = HEADS
-        elif key == "num_key_value_heads":
-            small[key] = max(1, HEADS * value // heads)
-        elif key in ("head_dim", "d_kv"):
-            small[key] = 8
-        elif key == "vocab_size":
-            small[key] = last + 1
-        elif key in TOKENS:
-            small[key] = min(value, last) if isinstance(value, int) else last
-        elif key == "image_size":
-            small[key] = 2 * config["patch_size"]
-        elif key in ("num_experts", "num_local_experts"):
-            small[key] = min(value, HEADS)
-        elif key == "vision_config":  # its features are never read
-            small[key] = _small(value, last) | {"num_hidden_layers": 2}
-        elif isinstance(value, dict) and key.endswith("_config"):
-            small[key] = _small(value, last)
-    return small
+    small = dict(config) | {"head_dim": 8, "d_kv": 8, "intermediate_size": 2 * SMALLEST, "d_ff": 2 * SMALLEST}
+    small |= {"ffn_dim": 2 * SMALLEST, "moe_intermediate_size": 2 * SMALLEST, "vocab_size": last + 1}
+    small |= {"image_size": 2 * config.get("patch_size", 1)} | dict.fromkeys(HEAD_COUNTS, HEADS)
+    small |= {key: small_width(config[key]) for key in WIDTHS if isinstance(config.get(key), int)}
+    small |= {key: min(config.get(key) or last, last) for key in TOKENS if isinstance(config.get(key), int)}
+    small |= {key: min(config[key], HEADS) for key in ("num_experts", "num_local_experts") if key in config}
+    if "num_key_value_heads" in config:
+        heads = next(config[key] for key in HEAD_COUNTS if key in config)
+        small["num_key_value_heads"] = max(1, HEADS * config["num_key_value_heads"] // heads)
+    towers = {key: _small(each, last) for key, each in config.items() if key.endswith("_config")}
+    if "vision_config" in towers:  # its features are never read
+        towers["vision_config"]["num_hidden_layers"] = 2
+    return {key: value for key, value in small.items() if key in config} | towers
 
 
 def tokenizer_of(name: str, revision: str | None) -> PreTrainedTokenizerFast:
-    """A model's tokenizer: its own, or where neither a folder nor a cache has it, one of bytes with its template's form.
+    """A model's own tokenizer, or where neither a folder nor a cache has it, one of bytes with its template's form.
 
     Raises:
         ValueError: neither is there.
@@ -167,7 +156,10 @@ def tokenizer_of_bytes(template: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=begin, eos_token=special[1], pad_token=special[1],
+        tokenizer_object=tokenizer,
+        bos_token=begin,
+        eos_token=special[1],
+        pad_token=special[1],
         additional_special_tokens=special[2:],
     )
     fast.chat_template = template

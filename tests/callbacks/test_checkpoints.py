@@ -63,7 +63,8 @@ def test_passes_of_a_step_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_minutes_nothing_is_agreed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Clocked(Checkpoints(every_n_steps=50), monkeypatch)
     trainer.run(100, seconds=1000)
-    assert trainer.saved == [50, 100] and trainer.asked == 0
+    assert trainer.saved == [50, 100]
+    assert trainer.asked == 0
 
 
 def test_minutes_of_none_are_refused() -> None:

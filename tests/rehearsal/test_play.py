@@ -9,7 +9,7 @@ import pytest
 
 from lidit.rehearsal.play import Failed, Player, last_error
 
-CALLBACKS = '''
+CALLBACKS = """
 import faulthandler, time
 from lightning.pytorch import Callback
 
@@ -22,7 +22,7 @@ class Breaks(Callback):
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_rank == 1:
             raise RuntimeError("a wire is loose")
-'''
+"""
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def test_what_a_command_prints_is_in_its_log(player: Player) -> None:
 
 
 def test_an_error_of_a_command_is_told_with_its_place(player: Player) -> None:
-    with pytest.raises(Failed, match=r"ValueError: --n is 0: draw at least one image.* at sample\.py:\d+ \[sample\.log\]"):
+    with pytest.raises(
+        Failed, match=r"ValueError: --n is 0: draw at least one image.* at sample\.py:\d+ \[sample\.log\]"
+    ):
         player("sample", ["sample", "a dog", "--n", "0"])
 
 
@@ -52,8 +54,10 @@ def test_a_run_that_hangs_is_ended_and_every_rank_says_where_it_stands(player: P
     with pytest.raises(Failed, match="hangs: ended after 20 s; the stacks of all ranks are in"):
         player("hang", ["fit", "--config", str(tiny_recipe), "--trainer.callbacks", "[]", *more], ranks=2)
     said = [(player.logs / f"hang-rank-{rank}.log").read_text() for rank in (0, 1)]
-    assert "most recent call first" in said[0] and "most recent call first" in said[1]
-    assert "own_callbacks.py" in said[1] and "own_callbacks.py" not in said[0]
+    assert "most recent call first" in said[0]
+    assert "most recent call first" in said[1]
+    assert "own_callbacks.py" in said[1]
+    assert "own_callbacks.py" not in said[0]
 
 
 @pytest.mark.slow

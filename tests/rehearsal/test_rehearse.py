@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lidit.cli import main
-from lidit.rehearsal.stages import FAILED, Verdict
-from lidit.rehearsal.rehearse import line, new_folder
 
 CONFIGS = Path("experiments/configs")
 STAGES = {
@@ -37,12 +34,17 @@ def overlays() -> list[tuple[list[str], int]]:
 
 def cases() -> list:
     return [
-        pytest.param(files, pixels, id="+".join(files), marks=[pytest.mark.slow, *([pytest.mark.one_of_each] * (files[-1] in PLAIN))])
+        pytest.param(
+            files,
+            pixels,
+            id="+".join(files),
+            marks=[pytest.mark.slow, *([pytest.mark.one_of_each] * (files[-1] in PLAIN))],
+        )
         for files, pixels in overlays()
     ]
 
 
-@pytest.mark.parametrize("files, pixels", cases())
+@pytest.mark.parametrize(("files", "pixels"), cases())
 def test_a_recipe_is_played_from_its_first_step_to_its_scores(
     files: list[str], pixels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,10 +23,16 @@ def whole(*files: str, more: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "trainer, ranks",
+    ("trainer", "ranks"),
     [
-        ({"devices": 8, "num_nodes": 64, "strategy": {"class_path": "x.Sharded", "init_args": {"replicate": 8}}}, (2, 2)),
-        ({"devices": 8, "num_nodes": 1, "strategy": {"class_path": "x.Sharded", "init_args": {"replicate": 1}}}, (1, 2)),
+        (
+            {"devices": 8, "num_nodes": 64, "strategy": {"class_path": "x.Sharded", "init_args": {"replicate": 8}}},
+            (2, 2),
+        ),
+        (
+            {"devices": 8, "num_nodes": 1, "strategy": {"class_path": "x.Sharded", "init_args": {"replicate": 1}}},
+            (1, 2),
+        ),
         ({"devices": 8, "num_nodes": 1, "strategy": "sharded"}, (1, 2)),
         ({"devices": 8, "num_nodes": 1, "strategy": "ddp"}, (2, 1)),
         ({"devices": "auto", "num_nodes": 1, "strategy": "auto"}, (2, 1)),
@@ -44,13 +50,27 @@ def test_precision_strategy_accumulation_callbacks_and_optimizer_stay(tmp_path: 
     for key in ("precision", "gradient_clip_val", "accumulate_grad_batches", "logger", "check_val_every_n_epoch"):
         assert after[key] == before[key], key
     assert [c["class_path"] for c in after["callbacks"]] == [c["class_path"] for c in before["callbacks"]]
-    assert after["strategy"] == {"class_path": "lidit.strategy.Sharded", "init_args": {"replicate": 2, "timeout": 1800.0}}
+    assert after["strategy"] == {
+        "class_path": "lidit.strategy.Sharded",
+        "init_args": {"replicate": 2, "timeout": 1800.0},
+    }
     assert made["model"]["optimizer"] == recipe["model"]["optimizer"]
     changed = {line.partition(":")[0].rpartition(".")[2] for line in changes(recipe, made)}
     assert changed == {
         *("accelerator", "devices", "num_nodes", "replicate", "max_steps", "val_check_interval", "limit_val_batches"),
         *("log_every_n_steps", "enable_progress_bar", "every_n_steps", "prompts", "steps", "batch_size"),
-        *("short", "dense", "pretrained", "warmup_batches", "name", "depth", "width", "heads", "base_size"),
+        *(
+            "enable_checkpointing",
+            "short",
+            "dense",
+            "pretrained",
+            "warmup_batches",
+            "name",
+            "depth",
+            "width",
+            "heads",
+            "base_size",
+        ),
         *("warmup_steps", "num_workers", "shuffle_window", "shard_cache", "compile_backend"),
     }
 
@@ -59,7 +79,10 @@ def test_the_backbone_and_the_llms_are_small_and_tapped_where_they_were(tmp_path
     made = small(whole("lidit_1b.yaml"), tmp_path, pixels=256)
     sizes = made["model"]["backbone"]["init_args"]
     assert {key: sizes[key] for key in ("depth", "width", "heads", "patch")} == {
-        "depth": 2, "width": 64, "heads": 4, "patch": 2,
+        "depth": 2,
+        "width": 64,
+        "heads": 4,
+        "patch": 2,
     }
     assert [llm["init_args"]["layer"] for llm in made["model"]["llms"]] == [-3, -3]
     assert made["model"]["objective"]["init_args"]["base_size"] == 8  # 64 px are its 256 px
@@ -78,7 +101,8 @@ def test_remote_windowed_and_cached_data_stay_so(tmp_path: Path) -> None:
     recipe = whole("lidit_1b.yaml")
     assert recipe["data"]["shuffle_window"] == 64
     made = small(recipe, tmp_path, pixels=256)
-    assert made["data"]["shuffle_window"] == 2 and made["data"]["shard_cache"] == str(tmp_path / "shard_cache")
+    assert made["data"]["shuffle_window"] == 2
+    assert made["data"]["shard_cache"] == str(tmp_path / "shard_cache")
 
 
 def test_shapes_are_multiples_of_a_patch_in_the_recipe_s_aspects() -> None:

@@ -18,7 +18,7 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 @pytest.mark.parametrize(
-    "name, depth",
+    ("name", "depth"),
     [
         ("llava-hf/llama3-llava-next-8b-hf", 30),
         ("llava-hf/llava-interleave-qwen-7b-hf", 30),
@@ -27,9 +27,11 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 )
 def test_an_llm_of_the_hub_becomes_a_small_one_with_all_its_blocks(name: str, depth: int, tmp_path: Path) -> None:
     llm = FrozenLLM(str(tiny(name, None, None, tmp_path)), layer=-3)
-    assert llm.depth == depth and llm.width <= 64
+    assert llm.depth == depth
+    assert llm.width <= 64
     features, mask, start = llm(["a red circle", "a dog"])
-    assert features.isfinite().all() and features.shape[:2] == mask.shape
+    assert features.isfinite().all()
+    assert features.shape[:2] == mask.shape
     shown = llm.show("a dog")
     assert "".join(text for text, read in shown if read) == "a dog" + shown[-1][0]
     assert shown[-1][0] in ("<|eot_id|>", "<|im_end|>")  # what closes the user's turn in the large model, too
@@ -52,7 +54,8 @@ def test_a_vae_keeps_channels_factor_and_scale(tmp_path: Path) -> None:
 def test_a_unet_keeps_its_levels(tmp_path: Path) -> None:
     unet = AdaptedUNet(4, str(tiny(SD15, "unet", None, tmp_path)), text_width=32)
     assert unet.config["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-    assert unet.width == 32 and len(unet.adapters) == 16
+    assert unet.width == 32
+    assert len(unet.adapters) == 16
 
 
 def test_a_folder_s_own_tokenizer_and_template_are_used(tmp_path: Path) -> None:
