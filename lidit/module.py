@@ -18,7 +18,16 @@ from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
 from lidit.draws import Draws, SampleDraws
 from lidit.lightning_private import batches_done, has_trainer, share
-from lidit.models.contracts import Features, KeysValues, Objective, Text, check_backbone, check_encoder, check_objective
+from lidit.models.contracts import (
+    Features,
+    KeysValues,
+    Measured,
+    Objective,
+    Text,
+    check_backbone,
+    check_encoder,
+    check_objective,
+)
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.optimizers import adamw, muon
@@ -121,6 +130,8 @@ class TextToImage(LightningModule):
         """The loss of each sample (b), and the times (b) at which it was measured."""
         latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
         features = batch.features if batch.features is not None else self._encode_together(batch.prompt)
+        if batch.longest is not None:
+            features = [Measured.of(each, longest) for each, longest in zip(features, batch.longest, strict=True)]
         if hasattr(self.prompt_encoder, "draws"):  # it adds noise in training
             self.prompt_encoder.draws = generator
         return self.objective.loss(lambda x_t, t: self.predict(x_t, t, features), latent, generator)

@@ -19,7 +19,7 @@ class Guard(Callback):
 
     A skipped step leaves weights and optimizer state bitwise as they were: gradients are set to None before clipping,
     and an optimizer passes over parameters without a gradient. The step still counts for the trainer and the learning
-    rate. The ranks agree: one bad gradient on any rank skips the step on all. The check waits for the device each step.
+    rate. The ranks agree: one bad gradient on any rank skips the step on all. The check waits for the device, once.
 
     Args:
         max_in_a_row: number of steps skipped one after the other that stops the run.
@@ -58,11 +58,13 @@ class Guard(Callback):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = _local_norm(parameters)
         keys, self._keys = self._keys, []
-        if trainer.strategy.reduce_boolean_decision(bool(norm.isfinite()), all=True):
+        if trainer.strategy.reduce(norm.isfinite().float(), reduce_op="sum") == trainer.world_size:  # waits
             self._in_a_row = 0
         else:
             self._skip(parameters, f"step {trainer.global_step}, rank {trainer.global_rank}", norm.item(), keys)
-        pl_module.log("guard/skipped", float(self.skipped))
+        pl_module.log(
+            "guard/skipped", torch.tensor(float(self.skipped))
+        )  # a number would wait for its way to the device
 
     def _skip(self, parameters: list[torch.nn.Parameter], where: str, norm: float, keys: list[str]) -> None:
         for parameter in parameters:

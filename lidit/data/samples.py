@@ -37,6 +37,7 @@ class Batch:
     features: list[Features] | None = (
         None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: to be computed in the step
     )
+    longest: list[int] | None = None  # per LLM the tokens of its longest caption, if there are features
     skipped: list[str] = field(default_factory=list)  # for each sample of the share that is missing, why
 
     def signed(self) -> Batch:
@@ -105,6 +106,8 @@ class Samples(Dataset):
         batch = Batch(keys, [one.prompt for one in shown], skipped=skipped)
         if self.cache is not None:
             batch.features = self.cache.features(samples, dense, np.array([one.blank for one in shown]))
+        if batch.features:  # while they are in this memory, since to read it from a device is to wait
+            batch.longest = [int((mask.sum(1) - start).max()) for _, mask, start in batch.features]
         if self.cache is not None and self._latents:
             batch.latent = self.cache.latents(samples)
         else:

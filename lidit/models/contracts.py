@@ -24,6 +24,25 @@ from torch import Tensor, nn
 Features = tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _"], Int[Tensor, " b"]]
 """One LLM's features of a batch: tokens (b l e), which of them are valid (b l), and where each caption starts (b)."""
 
+
+class Measured(tuple):
+    """`Features` that also say how long their longest caption is, so that nobody waits for the device to learn it."""
+
+    longest: int | None = None
+
+    @classmethod
+    def of(cls, features: Features, longest: int) -> Measured:
+        """The features with that number of tokens, of the caption that has most."""
+        measured = cls(features)
+        measured.longest = longest
+        return measured
+
+
+def longest_caption(features: Features) -> int | None:
+    """The number of tokens of the longest caption, if it is known without asking the device."""
+    return features.longest if isinstance(features, Measured) else None
+
+
 KeysValues = list[tuple[Tensor, Tensor]]
 """For each block of a backbone, the keys and the values that its cross-attention computes from a text."""
 

@@ -23,6 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, BitsAndBytesConf
 from transformers.utils import logging
 
 from lidit.models.chat import Prompts, Split
+from lidit.models.contracts import Measured
 from lidit.models.source import describe, find_file, load_name
 
 INSTRUCTION = (
@@ -212,10 +213,12 @@ class FrozenLLM:
         splits = [self.prompts.split(prompt) for prompt in prompts]
         self._count(splits)
         ids, mask, start = self._pad(splits)
-        ids, mask, start = ids.to(model.device), mask.to(model.device), start.to(model.device)
+        # none of these waits for the device: what is copied from ordinary memory is read before `to` returns
+        ids, mask, start = (each.to(model.device, non_blocking=True) for each in (ids, mask, start))
         with torch.autocast(model.device.type, enabled=False):  # so that cached and online features are equal
             states = self._states(model, ids, mask, self._shared(splits))
-        return states.masked_fill(~mask[..., None], 0), mask, start
+        longest = max(len(ids) - first for ids, first, _ in splits)
+        return Measured.of((states.masked_fill(~mask[..., None], 0), mask, start), longest)
 
     def _shared(self, splits: list[Split]) -> int:
         """Number of first tokens (template and instruction) that all prompts of a batch have in common."""

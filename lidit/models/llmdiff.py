@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lidit.draws import Draws, draw
-from lidit.models.contracts import Features, Text, is_caption
+from lidit.models.contracts import Features, Text, is_caption, longest_caption
 from lidit.models.layers import masked_mean
 from lidit.models.llm import FrozenLLM
 from lidit.models.prompt_encoder import truncate
@@ -197,7 +197,7 @@ class LLMDiffEncoder(nn.Module):
             t: times (b).
         """
         ((tokens, mask, start),) = features
-        c, mask = truncate(self.encode(tokens), is_caption(mask, start))
+        c, mask = truncate(self.encode(tokens), is_caption(mask, start), longest_caption(features[0]))
         if self.project is None:
             return Text(c, mask, masked_mean(c, mask))
         return Text(self.project(c), mask, self.pool(masked_mean(c, mask)))

@@ -8,23 +8,26 @@ cached and online prompts run the same code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lidit.models.contracts import Features, Text, is_caption
+from lidit.models.contracts import Features, Text, is_caption, longest_caption
 from lidit.models.layers import TimestepEmbedding, masked_mean
 from lidit.models.refiners import CollaborativeRefiner, ConcatFusion, LinguisticTokenRefiner, zeroed
 
 
 def truncate(
-    x: Float[Tensor, "b l d"], caption: Bool[Tensor, "b l"]
+    x: Float[Tensor, "b l d"], caption: Bool[Tensor, "b l"], longest: int | None = None
 ) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"]]:
-    """The caption's tokens alone, moved to the front in their order and padded to the longest row; and their mask."""
+    """The caption's tokens alone, moved to the front in their order and padded to the longest row; and their mask.
+
+    Where the length of the longest row is not given, this waits for the device.
+    """
     lengths = caption.sum(1)
-    longest = int(lengths.max())
+    longest = int(lengths.max()) if longest is None else longest
     order = caption.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
     mask = torch.arange(longest, device=x.device) < lengths[:, None]
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[2])), mask
@@ -55,6 +58,7 @@ class FeatureNorm(nn.Module):
             self.register_buffer("center", torch.zeros(width))
             self.register_buffer("second_moment", torch.zeros(width, width))
             self.register_buffer("rotate", torch.eye(width))
+        self._complete = False  # whether all batches are known to be measured, so that the device is not asked again
 
     def forward(self, x: Float[Tensor, "b l e"], caption: Bool[Tensor, "b l"]) -> Float[Tensor, "b l e"]:
         """Normalised features; training measures the statistics, on the caption's tokens alone."""
@@ -62,9 +66,18 @@ class FeatureNorm(nn.Module):
         if not self.whiten:
             return x
         with torch.autocast(x.device.type, enabled=False):  # differences of large numbers need float32
-            if self.training and self.batches < self.BATCHES:
+            if self.training and not self.complete():
                 self.measure(x[caption])
             return (x - self.center) @ self.rotate
+
+    def complete(self) -> bool:
+        """Whether the statistics are measured."""
+        self._complete = self._complete or bool(self.batches >= self.BATCHES)
+        return self._complete
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._complete = False  # the loaded statistics may be of fewer batches
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "n e"]) -> None:
@@ -157,9 +170,13 @@ class PromptEncoder(nn.Module):
         inputs = zip(self.refiners, branches, masks, conditions, strict=True)
         branches = [refiner(x, mask, condition) for refiner, x, mask, condition in inputs]
         branches = self.fusion(branches, masks, conditions)
-        cut = [truncate(x, caption) for x, caption in zip(branches, captions, strict=True)]
+        cut = [truncate(*each) for each in zip(branches, captions, map(self.longest, features), strict=True)]
         # UNSTATED: how the pooled vectors of several LLMs become one; we sum them.
         return Text(torch.cat([x for x, _ in cut], 1), torch.cat([m for _, m in cut], 1), torch.stack(pooled).sum(0))
+
+    def longest(self, features: Features) -> int | None:
+        """Number of tokens that `read` says are the caption's, in the row that has most; None if it is not known."""
+        return longest_caption(features)
 
     def read(self, i: int, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One LLM's tokens, normalised and projected to the transformer's width.

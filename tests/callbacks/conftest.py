@@ -20,9 +20,9 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summa
 def built(tmp_path: Path, tiny_llama: Path, tiny_qwen: Path, tiny_vae: Path) -> Callable[..., LightningCLI]:
     """Makes a trainer and an untrained model from what YAML could say; logs to CSV under `tmp_path`."""
 
-    def build(*callbacks: dict, seed: int = 0, **trainer: object) -> LightningCLI:
+    def build(*callbacks: dict, seed: int = 0, whiten: bool = False, **trainer: object) -> LightningCLI:
         llms = [{"name": str(folder), "dtype": "float32"} for folder in (tiny_llama, tiny_qwen)]
-        encoder = {"heads": 4, "refiner_depth": 1, "mlp_ratio": 1.0}
+        encoder = {"heads": 4, "refiner_depth": 1, "mlp_ratio": 1.0, "whiten": whiten}
         backbone = {"depth": 1, "width": 32, "heads": 4}
         model = {
             "llms": llms,

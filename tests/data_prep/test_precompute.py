@@ -22,6 +22,7 @@ from lidit.cli import main
 from lidit.data.cache import Cache, Features
 from lidit.data.datamodule import Batch, ShardData
 from lidit.data.index import ShardIndex
+from lidit.models.contracts import longest_caption
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
 from lidit.pixels import to_tensor
@@ -73,6 +74,7 @@ def test_cached_features_are_those_computed_online(shards: Path, cache: Path, ll
     assert any(prompt == "" for batch in seen for prompt in batch.prompt)
     for batch in seen:
         assert all(same(cached, model(batch.prompt)) for cached, model in zip(batch.features, models, strict=True))
+        assert batch.longest == [longest_caption(model(batch.prompt)) for model in models]
 
 
 def test_cached_latents_are_those_computed_online(shards: Path, cache: Path, vae: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lidit.models.contracts import Features, Text
+from lidit.models.contracts import Features, Text, is_caption, longest_caption
 from lidit.models.llm import FrozenLLM
 from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder, truncate
 from lidit.models.refiners import CollaborativeRefiner, ConcatFusion
@@ -215,6 +215,16 @@ def test_an_empty_caption_leaves_one_token_of_each_llm(llms: list[FrozenLLM], wh
     assert text.pooled.isfinite().all()
 
 
+@pytest.mark.parametrize("where", ["after", "before", "never"])
+def test_a_length_known_beforehand_changes_nothing(llms: list[FrozenLLM], where: str) -> None:
+    model, t = encoder(truncate=where), torch.tensor([0.1, 0.5])
+    known = [llm([SHORT, LONG]) for llm in llms]
+    assert [longest_caption(each) for each in known] == [int(is_caption(*each[1:]).sum(1).max()) for each in known]
+    asked = [tuple(each) for each in known]
+    assert [longest_caption(each) for each in asked] == [None, None]
+    assert all(torch.equal(a, b) for a, b in zip(model(known, t), model(asked, t), strict=True))
+
+
 def test_as_many_tokens_are_left_as_the_llms_say_they_keep(llms: list[FrozenLLM]) -> None:
     text = encoder()([llm([SHORT, LONG]) for llm in llms], torch.tensor([0.1, 0.5]))
     kept = [sum(sum(keep for _, keep in llm.show(prompt)) for llm in llms) for prompt in (SHORT, LONG)]
@@ -242,3 +252,6 @@ def test_whitening_gives_every_direction_unit_variance_over_the_first_batches_an
     before = norm.rotate.clone()
     norm(batch() + 5, kept)
     assert torch.equal(norm.rotate, before)
+    norm.load_state_dict(FeatureNorm(8, whiten=True).state_dict())  # that has measured nothing
+    norm(batch(), kept)
+    assert norm.batches == 1

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lidit.models.contracts import Features
+from lidit.models.contracts import Features, longest_caption
 from lidit.models.prompt_encoder import FeatureNorm, PromptEncoder, initialise, truncate
 from lidit.models.variants.levels import EachLevel, LayerMix, LevelAttention, PerBlock, Unrefined
 from lidit.models.variants.refiners import VariantRefiner
@@ -93,6 +93,10 @@ class VariantEncoder(PromptEncoder):
             refiner = (width, heads, refiner_depth, self.refiners[0].full_attention, gating, mlp_ratio, positions)
             self.refiners = initialised(VariantRefiner(*refiner) for _ in llm_widths)
 
+    def longest(self, features: Features) -> int | None:
+        """As in `PromptEncoder`, but not known where the instruction is part of the caption."""
+        return None if self.truncate == "never" else super().longest(features)
+
     def read(self, i: int, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As in `PromptEncoder`; here `truncate` may cut the instruction, or count it as part of the caption."""
         tokens, mask, prompt_start = features
@@ -100,7 +104,7 @@ class VariantEncoder(PromptEncoder):
             prompt_start = torch.zeros_like(prompt_start)
         x, mask, caption, pooled = super().read(i, (tokens, mask, prompt_start))
         if self.truncate == "before":
-            x, mask = truncate(x, caption)
+            x, mask = truncate(x, caption, longest_caption(features))
             caption = mask
         return x, mask, caption, pooled
 
