@@ -69,7 +69,7 @@ class Player:
             end(processes)
         codes = [process.exitcode for process in processes]
         if hung or any(code != expected for code in codes):
-            raise Failed(explained(logs, codes, expected, self.timeout if hung else 0))
+            raise Failed(explained(logs, codes, expected, self.timeout if hung else 0.0))
         return logs[0]
 
     def _ended(self, processes: Sequence[ForkServerProcess], expected: int) -> bool:

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     with sizes_alone():
         cli = fit.unstarted(argv, add_arguments)
     verdicts = [Verdict("parse", PASSED, time.monotonic() - begun, "every key and class is known")]
+    print(line(verdicts[0]))
     given, kept = cli.config_init["fit"], bool(cli.given.keep)
     folder = new_folder(cli.given.keep)
     recipe = {key: value for key, value in yaml.safe_load(cli.text()).items() if f"--{key}" not in OWN}
@@ -86,30 +87,20 @@ def new_folder(keep: str | None) -> Path:
 
 def rehearsed(argv: list[str], recipe: dict[str, Any], given: Namespace, folder: Path) -> Iterator[Verdict]:
     """Play all stages after parsing."""
+    made = small(recipe, folder, given.pixels)
+    sizes = shapes(unit(made, folder, given.small), known_sizes(recipe["data"]))
+    print("Small for the rehearsal; all else is as in the recipe:")
+    print("\n".join(f"  {each}" for each in changes(recipe, made)) + "\n")
     player = Player(folder / "logs", given.timeout)
     yield timed("plan", lambda: planned(player, argv))
-    made = small(recipe, folder, given.pixels)
-    for each in changes(recipe, made):
-        print(f"  {each}")
-    sizes = shapes(unit(made, folder, given.small), known_sizes(recipe["data"]))
     (folder / "data").mkdir()
     with served(folder / "data") as url:
         begun = time.monotonic()
         made = with_drawn_data(made, folder / "data", sizes, url, lambda command: player(f"data-{command[1]}", command))
         said = f"drawn in {', '.join(f'{width}x{height}' for width, height in sizes)}"
         yield Verdict("data", PASSED, time.monotonic() - begun, said)
-        play = Play(
-            player=player,
-            folder=folder,
-            recipe=made,
-            ranks=ranks_of(recipe["trainer"]),
-            sizes=sizes,
-            url=url,
-            trusted=strangers(made),
-            over=given.small,
-            callbacks=given.trainer.callbacks or [],
-        )
-        yield from played(play)
+        ranks, callbacks = ranks_of(recipe["trainer"]), given.trainer.callbacks or []
+        yield from played(Play(player, folder, made, ranks, sizes, url, strangers(made), given.small, callbacks))
 
 
 def planned(player: Player, argv: list[str]) -> str:

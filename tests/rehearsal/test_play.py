@@ -63,7 +63,7 @@ def test_a_run_that_hangs_is_ended_and_every_rank_says_where_it_stands(player: P
 @pytest.mark.slow
 def test_of_several_ranks_the_one_that_failed_is_told(player: Player, tiny_recipe: Path) -> None:
     more = ["--trainer.callbacks+", "own_callbacks.Breaks", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    with pytest.raises(Failed, match=r"RuntimeError: a wire is loose at own_callbacks\.py:12 \[break-rank-1\.log\]"):
+    with pytest.raises(Failed, match=r"RuntimeError: a wire is loose at own_callbacks\.py:13 \[break-rank-1\.log\]"):
         player("break", ["fit", "--config", str(tiny_recipe), "--trainer.callbacks", "[]", *more], ranks=2)
 
 
