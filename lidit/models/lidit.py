@@ -142,7 +142,7 @@ class LIDiT(nn.Module):
             raise ValueError(f"a latent of {width}x{height} does not divide into patches of {self.patch}x{self.patch}")
         x = self.position(self.patchify(x))
         rows = x.shape[2]
-        x = x.flatten(2).transpose(1, 2)  # b n d
+        x = x.flatten(2).transpose(1, 2).contiguous()  # b n d; a view here would be compiled once more
         condition, visible = self.time(t) + text.pooled, text.mask[:, None, None]
         of_blocks = keys_values or [None] * len(self.blocks)
         for block, tokens, pair in zip(self.blocks, self.read(text), of_blocks, strict=True):
