@@ -87,7 +87,9 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(
     plain = fit(recipe("plain", trainer__max_steps=3), 1)
     compiled = recipe("compiled", trainer__max_steps=3, parallel__compile=True, parallel__compile_backend="aot_eager")
     every_second = recipe("recomputed", trainer__max_steps=3, parallel__checkpoint_every=2)
-    for other in (fit(compiled, 1), fit(every_second, 1)):
+    both = {"parallel__compile": True, "parallel__compile_backend": "eager", "parallel__checkpoint_every": 1}
+    sharded = recipe("sharded", trainer__max_steps=3, trainer__strategy="sharded", **both)
+    for other in (fit(compiled, 1), fit(every_second, 1), fit(sharded, 2)):
         assert largest(plain["losses"], other["losses"]) < ROUNDING
         assert other["weights"].keys() == plain["weights"].keys()
 
