@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
@@ -64,7 +63,8 @@ class TextToImage(LightningModule):
         learning_rate: peak learning rate.
         weight_decay: weight decay of matrices; vectors have none. UNSTATED: the paper does not say which weights decay.
         betas: AdamW's betas. UNSTATED: the paper gives none.
-        optimizer: adamw, as in the paper, or muon for hidden matrices; see `lidit/optimizers.py`.
+        optimizer: adamw, as in the paper, or muon for the matrices that modules name by a method `hidden_matrices`; see
+            `lidit/optimizers.py`.
         trained: the weights to train, by parts of their names, such as prompt_encoder; null trains all.
         warmup_steps: number of steps over which the learning rate rises linearly.
         cosine: after the warm-up, let the learning rate decay to zero at trainer.max_steps; False keeps the
@@ -184,10 +184,8 @@ class TextToImage(LightningModule):
         """The chosen optimizer, and the schedule of its learning rate.
 
         Raises:
-            ValueError: the weights are sharded and the optimizer is muon.
+            ValueError: the optimizer is muon, and no module names matrices for it.
         """
-        if self.optimizer == "muon" and any(isinstance(p, DTensor) for p in self.parameters()):
-            raise ValueError("muon needs whole matrices; train sharded weights with model.optimizer adamw")
         make = {"adamw": adamw, "muon": muon}[self.optimizer]
         optimizer = make(self, self.learning_rate, self.betas, self.weight_decay)
         # a plain function, because LambdaLR would save the attributes of a bound method

@@ -6,12 +6,16 @@ its weights as they are, so that a checkpoint fits any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+from torch._dynamo import lookup_backend
 from torch.distributed import all_reduce
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,7 +25,12 @@ from torch.utils.checkpoint import checkpoint
 from lidit.models.layers import PreciseLinear
 from lidit.models.llm import FrozenLLM
 
+log = logging.getLogger(__name__)
+
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "AdamW": 8, "EMA": 4}  # all float32
+# Graphs that torch.compile may make of blocks before it is told. Training, validation and drawing need one each, for
+# all sizes; further ones come where a size is 1, or two are equal when it is made (at worst 12 were seen).
+ENOUGH = 16
 SHARE = 0.6  # share of a device's memory that these may fill; the rest is for activations and gathered weights
 
 
@@ -32,7 +41,8 @@ class Parallel:
     Args:
         checkpoint_every: recompute the activations of every n-th backbone block in the backward pass instead of storing
             them; 1 means every block, 0 none.
-        compile: compile each backbone block with torch.compile.
+        compile: compile each backbone block with torch.compile, once for pictures of all sizes and captions of all
+            lengths.
         compile_backend: backend of torch.compile.
     """
 
@@ -52,12 +62,45 @@ class Parallel:
         """
         if (self.checkpoint_every or self.compile) and not len(backbone.blocks):
             raise ValueError("this backbone has no blocks to checkpoint or compile; leave out the recipe's `parallel`")
-        if self.checkpoint_every:
+        if self.compile:
+            compiler = Compiler(self.compile_backend)
+            for block in backbone.blocks:
+                block.forward = compiler.compile(block.forward)
+        if self.checkpoint_every:  # outside of what is compiled: torch.compile passes over a block that is a checkpoint
             for block in backbone.blocks[:: self.checkpoint_every]:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        if self.compile:
-            for block in backbone.blocks:
-                block.compile(backend=self.compile_backend)
+
+
+class Compiler:
+    """Compiles the blocks of a backbone for any sizes; blocks of one class share what is compiled.
+
+    Args:
+        backend: of torch.compile.
+    """
+
+    def __init__(self, backend: str):
+        self.backend, self.graphs = lookup_backend(backend), 0
+        # far above, so that the warning comes first; by itself torch.compile gives up at the ninth
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * ENOUGH)
+
+    def compile(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A block's forward, to be compiled when it is called.
+
+        Sizes are variables from the start: aspect ratios and lengths of captions change from batch to batch.
+        """
+        return torch.compile(forward, backend=self, dynamic=True)
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """Compile a graph that torch.compile has found, and say once if there are too many."""
+        self.graphs += 1
+        if self.graphs == ENOUGH + 1:
+            log.warning(
+                "torch.compile has made %d graphs of the blocks, and makes more: the sizes of pictures and captions "
+                "need three. TORCH_LOGS=recompiles in the environment says what else changes; "
+                "parallel.compile false trains without",
+                ENOUGH,
+            )
+        return self.backend(graph, inputs)
 
 
 def units(backbone: nn.Module, prompt_encoder: nn.Module) -> list[nn.Module]:

@@ -49,6 +49,10 @@ class AdaptedAttention(nn.Module):
             self.query = nn.Linear(query_width, inner, bias=False)
             self.key, self.value = nn.Linear(text, inner, bias=False), nn.Linear(text, inner, bias=False)
 
+    def hidden_matrices(self) -> dict[nn.Parameter, int]:
+        """The second attention's matrices, for Muon."""
+        return dict.fromkeys((each.weight for each in (self.query, self.key, self.value)), 1) if self.second else {}
+
     def forward(
         self,
         attn: Any,

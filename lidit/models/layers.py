@@ -65,6 +65,10 @@ class Mlp(nn.Sequential):
         hidden = int(width * ratio)
         super().__init__(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
 
+    def hidden_matrices(self) -> dict[nn.Parameter, int]:
+        """Both matrices, for Muon."""
+        return {self[0].weight: 1, self[2].weight: 1}
+
 
 class Attention(nn.Module):
     """Multi-head attention, from x to itself or to a context, with RMSNorm on queries and keys.
@@ -90,6 +94,10 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
+
+    def hidden_matrices(self) -> dict[nn.Parameter, int]:
+        """All matrices, for Muon; those for keys and for values lie over one another in one parameter."""
+        return {self.query.weight: 1, self.key_value.weight: 2, self.out.weight: 1}
 
     def forward(
         self,

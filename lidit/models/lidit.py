@@ -143,7 +143,7 @@ class LIDiT(nn.Module):
         condition, visible = self.time(t) + text.pooled, text.mask[:, None, None]
         x = self.position(self.patchify(x).to(condition.dtype))  # the residual stream is float32, as the condition
         rows = x.shape[2]
-        x = x.flatten(2).transpose(1, 2)  # b n d
+        x = x.flatten(2).transpose(1, 2).contiguous()  # b n d; a view here would be compiled once more
         of_blocks = keys_values or [None] * len(self.blocks)
         for block, tokens, pair in zip(self.blocks, self.read(text), of_blocks, strict=True):
             x = block(x, tokens, visible, condition, pair)

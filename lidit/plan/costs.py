@@ -21,7 +21,7 @@ from lidit.callbacks.ema import EMA
 from lidit.data.cache import has_features, has_latents
 from lidit.models.vae import FrozenVAE
 from lidit.module import TextToImage, freeze
-from lidit.optimizers import is_muons
+from lidit.optimizers import hidden_matrices
 from lidit.parallel import choose, units
 from lidit.plan.activations import saved_by_recomputing
 from lidit.plan.operations import FORWARD_AND_BACKWARD, DryRun, Reading, Sizes
@@ -221,8 +221,8 @@ def copies(given: Namespace, parameters: int, ema: bool, whole: int) -> int | No
 
 def momenta(parts: nn.Module, optimizer: str) -> int:
     """Numbers that an optimizer keeps: two of a trained parameter, one where Muon trains it."""
-    trained = [(name, p) for name, p in parts.named_parameters() if p.requires_grad]
-    return sum(p.numel() * (1 if optimizer == "muon" and is_muons(name, p) else 2) for name, p in trained)
+    hidden = hidden_matrices(parts) if optimizer == "muon" else {}
+    return sum(p.numel() * (1 if p in hidden else 2) for p in parts.parameters() if p.requires_grad)
 
 
 def shares(backbone: nn.Module, encoder: nn.Module) -> list[int]:

@@ -128,7 +128,7 @@ def unit(recipe: dict[str, Any], folder: Path, over: str | None) -> int:
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     _, model, _ = fit.read_recipe(["--config", str(path), *(["--config", over] if over else [])])
     skeleton = model.skeleton()
-    for part in ("prompt_encoder", "backbone"):
+    for part in ("backbone", "prompt_encoder"):  # whose width follows from the backbone
         count = sum(p.numel() for p in getattr(skeleton, part).parameters())
         if count > LARGE:
             raise ValueError(

@@ -77,6 +77,23 @@ def test_a_run_goes_on_with_the_losses_of_one_that_never_stopped_on_any_number_o
         assert all((whole["average"][n] - resumed["average"][n]).abs().max() <= 50 * allowed for n in whole["average"])
 
 
+def test_a_run_with_muon_goes_on_on_any_number_of_ranks_and_from_a_file(
+    recipe: Callable[..., Path], fit: Callable[..., dict], settings: dict, tmp_path: Path
+) -> None:
+    settings |= {"model__optimizer": "muon"}
+    plain = settings | {"trainer__strategy": "auto"}
+    whole = fit(recipe("whole", **settings, trainer__max_steps=8), 2)
+    for name, ranks, given in (("sharded", 2, settings), ("file", 1, plain)):
+        fit(recipe(name, **given, trainer__max_steps=4), ranks, "--run", str(tmp_path / name))
+    for name, ranks, allowed in (("sharded", 2, 0.0), ("sharded", 1, LOSS), ("file", 2, LOSS)):
+        again = shutil.copytree(tmp_path / name, tmp_path / f"{name}{ranks}", symlinks=True)
+        path = recipe(f"{name}{ranks}", **settings, trainer__max_steps=8)
+        resumed = fit(path, ranks, "--run", str(again), "--resume", "auto")
+        assert list(resumed["losses"]) == [5, 6, 7, 8]
+        assert largest(whole["losses"], resumed["losses"]) <= allowed
+        assert largest(whole["validated"], resumed["validated"]) <= allowed
+
+
 def test_a_run_of_one_rank_goes_on_on_two(
     recipe: Callable[..., Path], fit: Callable[..., dict], settings: dict, stopped: Callable
 ) -> None:

@@ -50,10 +50,10 @@ def reached(folder: Path) -> int:
 
 
 @pytest.fixture
-def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[[str, int], tuple[Path, Path]]:
+def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Makes a recipe that saves every second step and writes a diary, and the diary's folder."""
 
-    def make(name: str, steps: int) -> tuple[Path, Path]:
+    def make(name: str, steps: int, optimizer: str = "adamw") -> tuple[Path, Path]:
         folder = tmp_path / f"diary-{name}"
         folder.mkdir()
         callbacks = [
@@ -64,6 +64,7 @@ def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[[str, 
         path = recipe(name, **changes, trainer__callbacks=callbacks)
         content = yaml.safe_load(path.read_text())  # small: a life is mostly its start
         content["model"]["llms"] = content["model"]["llms"][:1]
+        content["model"]["optimizer"] = optimizer
         content["model"]["prompt_encoder"]["init_args"]["refiner_depth"] = 1
         content["model"]["backbone"]["init_args"]["depth"] = 1
         path.write_text(yaml.safe_dump(content))
@@ -72,14 +73,17 @@ def diary_recipe(recipe: Callable[..., Path], tmp_path: Path) -> Callable[[str, 
     return make
 
 
-@pytest.mark.parametrize(("kills", "steps"), [pytest.param(3, 14, marks=pytest.mark.one_of_each), (20, 70)])
+@pytest.mark.parametrize(
+    ("kills", "steps", "optimizer"),
+    [pytest.param(3, 14, "adamw", marks=pytest.mark.one_of_each), (3, 14, "muon"), (20, 70, "adamw")],
+)
 def test_kills_lose_no_sample_and_change_no_loss(
-    kills: int, steps: int, diary_recipe: Callable, begin: Callable, fit: Callable, tmp_path: Path
+    kills: int, steps: int, optimizer: str, diary_recipe: Callable, begin: Callable, fit: Callable, tmp_path: Path
 ) -> None:
     chance = random.Random(0)
-    path, whole = diary_recipe("whole", steps)
+    path, whole = diary_recipe("whole", steps, optimizer)
     fit(path, RANKS)
-    path, killed = diary_recipe("killed", steps)
+    path, killed = diary_recipe("killed", steps, optimizer)
     command = (path, RANKS, "--run", str(tmp_path / "run"), "--resume", "auto")
     for _ in range(kills):
         goal, life = reached(killed) + chance.randint(1, 2), begin(*command)

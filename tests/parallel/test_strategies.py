@@ -92,14 +92,33 @@ def test_checkpointed_and_compiled_blocks_compute_the_same(
     plain = fit(recipe("plain", trainer__max_steps=3), 1)
     compiled = recipe("compiled", trainer__max_steps=3, parallel__compile=True, parallel__compile_backend="aot_eager")
     every_second = recipe("recomputed", trainer__max_steps=3, parallel__checkpoint_every=2)
-    for other in (fit(compiled, 1), fit(every_second, 1)):
+    both = {"parallel__compile": True, "parallel__compile_backend": "eager", "parallel__checkpoint_every": 1}
+    sharded = recipe("sharded", trainer__max_steps=3, trainer__strategy="sharded", **both)
+    for other in (fit(compiled, 1), fit(every_second, 1), fit(sharded, 2)):
         assert largest(plain["losses"], other["losses"]) < ROUNDING
         assert other["weights"].keys() == plain["weights"].keys()
 
 
-def test_muon_is_refused_where_weights_are_sharded(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:
-    with pytest.raises(ProcessRaisedException, match="muon needs whole matrices"):
-        fit(recipe("muon", trainer__strategy="sharded", model__optimizer="muon"), 2)
+def test_muon_with_sharded_weights_trains_as_one_process_does(
+    recipe: Callable[..., Path], fit: Callable[..., dict]
+) -> None:
+    everything = {
+        "trainer__accumulate_grad_batches": 2,
+        "trainer__gradient_clip_val": 0.1,
+        "model__optimizer": "muon",
+    }
+    alone = fit(recipe("alone", **everything), 1)
+    fsdp = fit(recipe("fsdp", **everything, trainer__strategy="sharded"), 2)
+    assert alone["share"] == 2 * fsdp["share"]
+    assert largest(alone["losses"], fsdp["losses"]) < LOSS
+    assert largest(alone["validated"], fsdp["validated"]) < LOSS
+    assert largest(alone["weights"], fsdp["weights"]) < WEIGHT
+    assert largest(alone["average"], fsdp["average"]) < WEIGHT
+    hybrid = {"class_path": "lidit.strategy.Sharded", "init_args": {"replicate": 2}}
+    short = {"trainer__max_steps": 6, "model__optimizer": "muon"}
+    four = fit(recipe("four", **short, trainer__strategy=hybrid), 4)  # two copies, each on two ranks
+    assert alone["share"] == 2 * four["share"]
+    assert largest(fit(recipe("short", **short), 1)["losses"], four["losses"]) < LOSS
 
 
 def test_copies_that_do_not_divide_the_ranks_are_refused(recipe: Callable[..., Path], fit: Callable[..., dict]) -> None:

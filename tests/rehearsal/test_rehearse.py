@@ -38,12 +38,13 @@ class Smudges(Samples):
     def draw(self, *args, **kwargs):
         raise RuntimeError("the ink is dry")
 
-class Forgets(Callback):  # how many steps there were is in no checkpoint
-    steps = 0
+class Forgets(Callback):  # that there were steps before is in no checkpoint
+    first = True
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.steps += 1
-        for p in module.parameters():
-            p.grad.mul_(self.steps)
+        if self.first:
+            for p in module.parameters():
+                p.grad.zero_()
+        self.first = False
 
 class Hall(nn.Module):
     def __init__(self, channels: int, rooms: int = 3000):
