@@ -17,7 +17,7 @@ from lidit.assets import PREFIX
 from lidit.models.llm import FrozenLLM
 from lidit.rehearsal.tiny import tiny
 
-STEPS, DRAW, VALIDATE, SAVE, STOP = 6, 2, 3, 5, 4  # optimizer steps: all, and after which of them what happens
+STEPS, VALIDATE, DRAW, STOP, SAVE = 6, 2, 3, 4, 5  # optimizer steps: all, and after which of them what happens
 WIDTH, HEADS, DEPTH, PIXELS = 64, 4, 2, 64
 SIZES = {
     WIDTH: ("width", "hidden_size", "dim", "d_model", "embed_dim"),
