@@ -280,9 +280,8 @@ def test_a_frozen_unet_that_nobody_has_read_is_planned(no_hub: None, capsys: pyt
     assert "51.9M parameters, 51.9M of them trained" in said
 
 
-@pytest.mark.parametrize(
-    "name", ["lidit_1b", *(pytest.param(name, marks=SLOW) for name in STAGES if name != "lidit_1b")]
-)
+@SLOW  # the test above stands for them in `make test`
+@pytest.mark.parametrize("name", STAGES)
 def test_the_papers_recipes_are_planned_without_a_hub(name: str, no_hub: None, capsys: pytest.CaptureFixture) -> None:
     few = ["--model.backbone.init_args.depth", "1", "--pixels", str(STAGES[name].pixels), "--gpus", "[8]"]
     assert main(["plan", *words(STAGES[name].recipes, name), *few, "--tokens", "8"]) == 0
