@@ -102,6 +102,17 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has no model and reaches none."""
+
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("lidit.models.source.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
 def byte_tokenizer(specials: list[str], template: str, bos: str | None) -> PreTrainedTokenizerFast:
     """A fast byte-level BPE tokenizer; the first special token pads, the second ends a turn."""
     tokenizer = Tokenizer(models.BPE())

@@ -1,21 +1,17 @@
-"""What a recipe costs: operations of a step, and the memory of a GPU by what fills it.
+"""What a recipe costs: its operations, and what the memory of a GPU depends on (`memory.py`).
 
-Weights, gradients, the optimizer and EMA are counted by the sharding plan; operations and what autograd saves are found
-by running the recipe's own classes on tensors without memory. For GPUs activations are an estimate from above: their
-attention saves less than a CPU's. Buffers of NCCL and the allocator's gaps are not counted.
+Weights, gradients, the optimizer and EMA are counted by the sharding plan; operations, what autograd saves, and what
+encoding takes are found by running the recipe's own classes on tensors without memory. For GPUs activations are an
+estimate from above: their attention saves less than a CPU's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from math import ceil
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from diffusers.models import AutoencoderKL
 from jsonargparse import Namespace
-from torch import nn
+from torch import autocast, bfloat16, nn
 
 from lidit.callbacks.ema import EMA
 from lidit.data.cache import has_features, has_latents
@@ -24,145 +20,140 @@ from lidit.module import TextToImage, freeze
 from lidit.optimizers import hidden_matrices
 from lidit.parallel import choose, units
 from lidit.plan.activations import saved_by_recomputing
-from lidit.plan.operations import FORWARD_AND_BACKWARD, DryRun, Reading, Sizes
+from lidit.plan.encoding import Encoding, Noise, encoding, noise
+from lidit.plan.memory import CACHE, GB, Part, Plan
+from lidit.plan.operations import FORWARD_AND_BACKWARD, DryRun, Operations, Read, Reading, Sizes
 from lidit.strategy import NAME, Sharded, to_do_without
-
-GB = 1e9
-FLOAT32 = 4  # bytes of each weight, gradient and what the optimizer and the average keep
-CACHE = "cache features: `lidit prep precompute`"
-RECOMPUTE = "--parallel.checkpoint_every"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a recipe's memory and time depend on.
+class Counts:
+    """What is counted of a model, whatever it is trained on and however it is spread.
 
     Args:
         parameters: of prompt encoder and backbone.
-        trained: those of them that get gradients.
-        momenta: what the optimizer keeps, in numbers: two of a trained parameter, one where Muon trains it.
-        ema: an average of the weights is kept.
-        llms: bytes of the frozen LLMs that are read; none where features are cached.
-        spread: bytes of those that are spread over the GPUs.
-        others: bytes of the VAE, 0 where latents are cached, and of a frozen model in backbone or prompt encoder.
-        saved: by n where every n-th block is recomputed (0: none), bytes that autograd saves whatever the number of
-            images, which are casts of weights, and bytes of each image; 0 alone where there are no blocks.
-        gathered: bytes of the two largest units that FSDP2 gathers.
-        flops: operations of an image, forward and backward; reading its caption included where it is not cached.
-        images: of a batch, over all GPUs.
-        every: the recipe's n.
-        gpus: of the recipe.
-        copies: of the model over them; None: each GPU holds it whole.
-        unread: what lets the run do without the LLMs.
+        buffers: numbers that a checkpoint holds beside them.
+        trained: parameters that get gradients.
+        momenta: numbers that the optimizer keeps.
+        unit: parameters of the largest unit that is gathered.
+        held: bytes of frozen models within backbone and prompt encoder.
+        saved: what autograd saves, as `Plan` has it.
+        operations: of an image, forward and backward.
+        reads: operations of each LLM's reading.
+        tokens: of each LLM's reading, with what goes before a caption.
+        encoding: of a picture.
+        noise: of the objective.
+        latent: numbers of a latent.
     """
 
     parameters: int
+    buffers: int
     trained: int
     momenta: int
-    ema: bool
-    llms: int
-    spread: int
-    others: int
-    saved: dict[int, tuple[int, int]] = field(repr=False)
-    gathered: int
-    flops: int
-    images: int
-    every: int
-    gpus: int
-    copies: int | None
-    unread: str = CACHE
-
-    def memory(self) -> dict[str, float]:
-        """Bytes of one GPU, by what fills them."""
-        shares = 1 if self.copies is None else self.gpus / self.copies
-        counts = {"weights": self.parameters, "gradients": self.trained, "optimizer": self.momenta}
-        counts |= {"EMA": self.parameters * self.ema}
-        states = {name: count * FLOAT32 / shares for name, count in counts.items()}
-        frozen = self.llms - self.spread + self.spread / self.gpus + self.others
-        fixed, image = self.saved[self.every]
-        gathered = fixed if shares == 1 else self.gathered
-        return {**states, "frozen": frozen, "gathered": gathered, "activations": image * self.pass_size}
-
-    @property
-    def pass_size(self) -> int:
-        """Images of a GPU in one pass."""
-        return ceil(self.images / self.gpus)
-
-    @property
-    def further(self) -> list[int]:
-        """The n with which more is recomputed than now, what costs least time first."""
-        return [n for n in (2, 1) if n in self.saved and (self.every == 0 or n < self.every)]
-
-    @property
-    def total(self) -> float:
-        """Bytes of one GPU."""
-        return sum(self.memory().values())
-
-    def cheaper(self) -> Iterator[tuple[str, Plan]]:
-        """What would take less memory, what costs least time first: the switch, and the plan with it."""
-        if self.llms:
-            yield self.unread, replace(self, llms=0, spread=0)
-        if self.copies is None and self.gpus > 1:
-            yield f"--trainer.strategy {NAME}", replace(self, copies=1)
-        if self.copies and self.copies > 1:
-            yield "strategy.replicate 1", replace(self, copies=1)
-        n = 2
-        while self.pass_size >= n:
-            yield (
-                f"--trainer.accumulate_grad_batches {n}x, data.batch_size 1/{n}",
-                replace(self, images=self.images // n),
-            )
-            n *= 2
-        for every in self.further:
-            yield f"{RECOMPUTE} {every}", replace(self, every=every)
-        for times in (2, 4, 8, 16, 32, 64):
-            copies = 1 if self.copies is None else self.copies
-            yield f"{times * self.gpus} GPUs, {NAME}", replace(self, gpus=times * self.gpus, copies=copies)
+    unit: int
+    held: int
+    saved: dict[int, tuple[int, int]]
+    operations: Operations
+    reads: tuple[Read, ...]
+    tokens: tuple[int, ...]
+    encoding: Encoding
+    noise: Noise
+    latent: int
 
 
-def planned(given: Namespace, model: TextToImage) -> Plan:
+def count(given: Namespace, model: TextToImage) -> Counts:
     """Build a recipe's model without memory, run it so, and measure it.
 
     Args:
-        given: the recipe, its classes instantiated, with `pixels`, `tokens` and `gpu_memory`.
+        given: the recipe, its classes instantiated, with `pixels` and `tokens`.
         model: the recipe's.
 
     Raises:
         ValueError: a part cannot do without values, or pictures are none that the VAE and the backbone take.
     """
-    bf16 = "bf16" in str(given.trainer.precision)
     readings = [Reading(llm, tokens) for llm, tokens in zip(model.llms, captions(given, model), strict=True)]
     dry_run = DryRun(model.build)
     backbone, encoder = dry_run.backbone, dry_run.encoder
     parts = nn.ModuleDict({"backbone": backbone, "prompt_encoder": encoder})
     freeze(parts, model.trained)
     side = latent_side(given.pixels, model.vae, backbone)
-    sizes = Sizes((1, model.vae.channels, side, side), tuple(reading.features for reading in readings))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    latent = (model.vae.channels, side, side)
+    sizes = Sizes((1, *latent), tuple(reading.features for reading in readings))
+    with autocast("cpu", bfloat16, enabled=is_bf16(given)):
         saved = saved_by_recomputing(dry_run, sizes, given.parallel.checkpoint_every)
         forward = dry_run.operations(sizes)
-    flops = forward.backbone * passes(backbone, is_trained(encoder)) + forward.encoder * passes(encoder, False)
-    if not has_features(given.data.cache):
-        flops += sum(reading.operations() for reading in readings)
-    others = loaded(given, model)
-    ema = any(isinstance(callback, EMA) for callback in given.trainer.callbacks or [])
-    return Plan(
+    kept = sum(tensor.numel() for tensor in parts.state_dict().values())
+    return Counts(
         parameters=size(parts),
+        buffers=kept - size(parts),
         trained=sum(p.numel() for p in parts.parameters() if p.requires_grad),
         momenta=momenta(parts, model.optimizer),
+        unit=max(shares(backbone, encoder)),
+        held=held(backbone) + held(encoder),
+        saved=saved,
+        operations=Operations(
+            forward.backbone * passes(backbone, is_trained(encoder)), forward.encoder * passes(encoder, False)
+        ),
+        reads=tuple(reading.operations() for reading in readings),
+        tokens=tuple(reading.features.tokens for reading in readings),
+        encoding=encoding(model.vae, given.pixels),
+        noise=noise(model.objective, latent),
+        latent=latent[0] * side * side,
+    )
+
+
+def planned(given: Namespace, model: TextToImage, counts: Counts | None = None) -> Plan:
+    """A recipe's plan.
+
+    Args:
+        given: the recipe, its classes instantiated, with `pixels`, `tokens` and `gpu_memory`.
+        model: the recipe's.
+        counts: of such a model; None: they are taken here.
+
+    Raises:
+        ValueError: see `count`.
+    """
+    counts = counts or count(given, model)
+    others = loaded(given, model, counts.encoding.weights)
+    ema = any(isinstance(callback, EMA) for callback in given.trainer.callbacks or [])
+    encodes = not has_latents(given.data.cache)
+    return Plan(
+        parameters=counts.parameters,
+        trained=counts.trained,
+        momenta=counts.momenta,
         ema=ema,
         llms=others.llms,
         spread=others.spread,
-        others=others.vae + held(backbone) + held(encoder),
-        saved=saved,
-        gathered=2 * max(shares(backbone, encoder)) * (2 if bf16 else 4),
-        flops=flops,
+        others=others.vae + counts.held,
+        saved=counts.saved,
+        unit=counts.unit,
+        width=2 if is_bf16(given) else 4,
+        encoding=counts.encoding.peak if encodes else 0,
+        own=counts.noise.own,
+        shared=counts.noise.shared,
+        parts=by_part(given, model, counts),
         images=given.data.batch_size,
         every=given.parallel.checkpoint_every,
         gpus=ranks(given.trainer),
-        copies=copies(given, size(parts), ema, others.llms - others.spread),
+        copies=copies(given, counts.parameters, ema, others.llms - others.spread),
         unread=others.unread,
     )
+
+
+def by_part(given: Namespace, model: TextToImage, counts: Counts) -> dict[str, Part]:
+    """The operations of each part; of LLMs and VAE 0 where a cache holds what they give."""
+    backbone, encoder = counts.operations
+    parts = {"backbone": Part(backbone), "prompt encoder": Part(encoder)}
+    cached = has_features(given.data.cache)
+    for number, (llm, read) in enumerate(zip(model.llms, counts.reads, strict=True), 1):
+        if cached:
+            part = Part(0)
+        elif llm.sharded and ranks(given.trainer) > 1:  # the ranks run it equally often, so nothing is shared
+            part = Part(read.alone)
+        else:
+            part = Part(read.each, read.before)
+        parts[f"LLM {number}, {llm.name}"] = part
+    return parts | {f"VAE, {model.vae.name}": Part(0 if has_latents(given.data.cache) else counts.encoding.operations)}
 
 
 class Loaded(NamedTuple):
@@ -174,14 +165,14 @@ class Loaded(NamedTuple):
     unread: str
 
 
-def loaded(given: Namespace, model: TextToImage) -> Loaded:
-    """The frozen models of a recipe that are not cached."""
+def loaded(given: Namespace, model: TextToImage, vae: int) -> Loaded:
+    """The frozen models of a recipe that are not cached; `vae`: bytes of the VAE."""
     features, latents = to_do_without(given, has_features), to_do_without(given, has_latents)
     llms = [(llm.nbytes, llm.sharded) for llm in model.llms] if features else []
     return Loaded(
         llms=sum(n for n, _ in llms),
         spread=sum(n for n, sharded in llms if sharded),
-        vae=vae_bytes(model.vae) if latents else 0,
+        vae=vae if latents else 0,
         unread=f"{CACHE}, {', '.join(features)}",
     )
 
@@ -264,7 +255,6 @@ def ranks(trainer: Namespace) -> int:
     return max(1, each) * trainer.num_nodes
 
 
-def vae_bytes(vae: FrozenVAE) -> int:
-    """Bytes of a VAE's weights, from its config alone."""
-    with torch.device("meta"):
-        return size(AutoencoderKL.from_config(vae.config)) * getattr(torch, vae.dtype).itemsize
+def is_bf16(given: Namespace) -> bool:
+    """Whether passes compute in bfloat16."""
+    return "bf16" in str(given.trainer.precision)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,14 @@ class Operations(NamedTuple):
     encoder: int
 
 
+class Read(NamedTuple):
+    """Operations of reading a caption: by itself; in a batch, of what goes before all captions, and of each caption."""
+
+    alone: int
+    before: int
+    each: int
+
+
 class DryRun:
     """A backbone and a prompt encoder that run without memory.
 
@@ -89,7 +97,7 @@ class DryRun:
 
     def __init__(self, build: Callable[[], tuple[nn.Module, nn.Module]]):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with _without_values("the model", "built"), self.mode:
+        with without_values("the model", "built"), self.mode:
             self.backbone, self.encoder = build()
             for part in (self.backbone, self.encoder):
                 if hasattr(part, "hold_unread"):
@@ -120,11 +128,11 @@ class DryRun:
             )
             for each in sizes.features
         ]
-        with _without_values(_name(self.encoder), "run"):
+        with without_values(_name(self.encoder), "run"):
             return self.encoder(features, self._empty(b))
 
     def _predict(self, sizes: Sizes, text: Text) -> Tensor:
-        with _without_values(_name(self.backbone), "run"):
+        with without_values(_name(self.backbone), "run"):
             return self.backbone(self._empty(*sizes.latent), self._empty(sizes.latent[0]), text)
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -133,35 +141,45 @@ class DryRun:
 
 
 class Reading:
-    """A frozen LLM that reads a caption, without its weights.
+    """A frozen LLM that reads captions, without its weights.
 
     Args:
         llm: which.
-        tokens: of the caption.
+        tokens: of a caption.
     """
 
     def __init__(self, llm: FrozenLLM, tokens: int):
         self.llm = llm
-        before = INSTRUCTION if llm.prompts.instruction else TEMPLATE if llm.prompts.template == "chat" else 0
-        self.ids, self.mask, start = llm._pad([Split([0] * (before + tokens), before, 0)])
-        length = self.ids.shape[1]
+        self.before = INSTRUCTION if llm.prompts.instruction else TEMPLATE if llm.prompts.template == "chat" else 0
+        self.splits = [Split([0] * self.before + [row] * tokens, self.before, 0) for row in (1, 2)]
+        ids, _, start = llm._pad(self.splits[:1])
+        length = ids.shape[1]
         self.features = FeatureSizes(length, length - int(start), llm.width, DTYPES[llm.dtype])
 
-    def operations(self) -> int:
-        """Of reading the instruction and the caption.
+    def operations(self) -> Read:
+        """Of reading the instruction and captions.
 
         Raises:
             ValueError: the LLM cannot do without values.
         """
         model = self.llm.skeleton()
-        with _without_values(self.llm.name, "run"), torch.no_grad():
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                model = model.to_empty(device="cpu")
-            return counted(lambda: self.llm._states(model, self.ids, self.mask, 0))[1]
+        with without_values(self.llm.name, "run"), FakeTensorMode(allow_non_fake_inputs=True):
+            model = model.to_empty(device="cpu")
+        shared = self.llm._shared(self.splits)
+        alone = self._run(model, 1, 0)
+        if not shared:
+            return Read(alone, 0, alone)
+        one, two = (self._run(model, rows, shared) for rows in (1, 2))
+        return Read(alone, 2 * one - two, two - one)
+
+    def _run(self, model: Any, rows: int, shared: int) -> int:
+        ids, mask, _ = self.llm._pad(self.splits[:rows])
+        with without_values(self.llm.name, "run"), torch.no_grad():
+            return counted(lambda: self.llm._states(model, ids, mask, shared))[1]
 
 
 @contextmanager
-def _without_values(name: str, done: str) -> Iterator[None]:
+def without_values(name: str, done: str) -> Iterator[None]:
     """Say which part it is that torch refuses to build or run."""
     try:
         yield

@@ -13,13 +13,17 @@ from lidit import fit
 from lidit.data.cache import has_features, has_latents
 from lidit.models.source import sizes_alone
 from lidit.module import TextToImage
-from lidit.plan.costs import GB, RECOMPUTE, Plan, captions, planned
+from lidit.plan import disk, hours
+from lidit.plan.costs import captions, count, planned
+from lidit.plan.memory import GB, RECOMPUTE, Plan
+from lidit.plan.text import aligned
 
 ROOM = 0.9  # of a GPU's memory that may be filled
+ABOVE_ZERO = ("gpu_memory", "disk", "utilisation", "peak", "price", "samples", "tokens")
 
 
 def main(argv: list[str]) -> None:
-    """Print the parameters, operations and memory of a recipe, and the cheapest switch where it does not fit.
+    """Print what a recipe costs, and the cheapest switch where it does not fit.
 
     Raises:
         ArgumentError: the recipe is not understood.
@@ -37,23 +41,40 @@ def report(argv: list[str], shipped: list[str]) -> None:
         shipped: names of the models whose sizes came from the package; it grows while the recipe is counted.
     """
     given, model = read(argv)
-    if min(given.gpus, default=0) < 1 or given.gpu_memory <= 0:
-        raise ValueError(f"--gpus {given.gpus} of --gpu_memory {given.gpu_memory:g} are none to plan for")
-    if given.tokens is not None and given.tokens < 1:
-        raise ValueError(f"--tokens {given.tokens}: a caption has at least one")
-    plan = planned(given, model)
-    tokens = " and ".join(map(str, dict.fromkeys(captions(given, model))))
+    check(given)
+    counts = count(given, model)
+    plan = planned(given, model, counts)
     if shipped:
-        print(f"No cache has the config.json of {' and '.join(shipped)}: their sizes are those that came with lidit")
+        print(f"No cache has the config.json of {', '.join(shipped)}: their sizes are those that came with lidit")
+    tokens = " and ".join(map(str, dict.fromkeys(captions(given, model))))
     print(f"For pictures of {given.pixels} x {given.pixels} and captions of {tokens} tokens")
     print(f"{plan.parameters / 1e6:,.1f}M parameters, {plan.trained / 1e6:,.1f}M of them trained")
-    batch = plan.flops * plan.images / 1e12
-    print(f"Forward and backward: {plan.flops / 1e9:,.4g} GFLOP an image, {batch:,.4g} TFLOP a batch of {plan.images}")
     if given.data.cache and not (has_features(given.data.cache) or has_latents(given.data.cache)):
         print("data.cache is not there yet, so the frozen models are counted as loaded")
     print()
+    show_operations(plan)
+    print()
     show(plan, given.gpus)
     print(verdict(plan, given.gpu_memory * GB))
+    print()
+    for line in [*hours.lines(given, plan), "", *disk.lines(given, model, plan, counts)]:
+        print(line)
+
+
+def check(given: Namespace) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        ValueError: a number is none.
+    """
+    if min(given.gpus, default=0) < 1:
+        raise ValueError(f"--gpus {given.gpus}: name numbers of GPUs to plan for, each at least 1")
+    for name in ABOVE_ZERO:
+        value = given[name]
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name} {value:g}: it must be above 0")
+    if given.utilisation > 1:
+        raise ValueError(f"--utilisation {given.utilisation:g}: it is a share of the peak, at most 1")
 
 
 def read(argv: list[str]) -> tuple[Namespace, TextToImage]:
@@ -68,6 +89,30 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu_memory", type=float, default=80.0, help="Of a GPU, in GB.")
     parser.add_argument("--pixels", type=int, default=256, help="Side of a picture.")
     parser.add_argument("--tokens", type=int | None, default=None, help="Of a caption, at most max_tokens.")
+    parser.add_argument(
+        "--samples",
+        type=int | None,
+        default=None,
+        help="Of the data, for a cache's size; by default as its index says.",
+    )
+    parser.add_argument("--disk", type=float, default=2.0, help="GB a second that a node writes.")
+    parser.add_argument(
+        "--peak", type=float, default=hours.PEAK, help="TFLOP/s of a GPU; by default an H100's, dense bfloat16."
+    )
+    parser.add_argument(
+        "--utilisation", type=float, default=hours.UTILISATION, help="Share of the peak that training reaches, 0 to 1."
+    )
+    parser.add_argument("--price", type=float | None, default=None, help="Of a GPU-hour, in any currency.")
+
+
+def show_operations(plan: Plan) -> None:
+    """Print the operations of an image by part, and of a batch."""
+    found = plan.operations() | {"all": plan.flops}
+    rows = [[name, f"{flops / 1e12:,.4g}", f"{flops / max(1, plan.flops):.1%}"] for name, flops in found.items()]
+    print(aligned([["part", "TFLOP an image", "share"], *rows]))
+    print(f"{plan.flops * plan.images / 1e12:,.4g} TFLOP a batch of {plan.images}. Counted are forward and backward")
+    print("of what is trained, and forward of LLMs and VAE, 0 where their cache is there. What all captions begin with")
+    print("is read once a pass; recomputing is not counted")
 
 
 def show(plan: Plan, gpus: list[int]) -> None:
@@ -80,9 +125,12 @@ def show(plan: Plan, gpus: list[int]) -> None:
         memory = [*each.memory().values(), each.total, *(replace(each, every=1).total for _ in again)]
         rows.append([name, str(each.pass_size), *(f"{part / GB:.2f}" for part in memory)])
     print(f"GB of a GPU; the recipe {describe(plan)}")
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in [columns, *rows]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(aligned([columns, *rows]))
+    if plan.encoding:
+        peak = plan.encoding * plan.pass_size / GB
+        print(
+            f"The VAE takes {peak:.2f} GB to encode a pass's images, before the pass: `encoding` is what that is more"
+        )
 
 
 def describe(plan: Plan) -> str:

@@ -83,7 +83,7 @@ def test_memory_is_what_the_recipes_say(overlay: Path) -> None:
     assert gpus == trainer["devices"] * trainer["num_nodes"]
     assert re.search(rf"\b{images} a rank", said)
     assert f"Expected per GPU: {memory} GB" in said
-    row = rf"^\| `{overlay.stem}` \| ([\d.]+) GB.*?\| ([\d.]+) GB.*?\| ([\d.]+) GB \| ([\d.]+) GB \|$"
+    row = rf"^\| `{overlay.stem}` \| ([\d.]+) GB.*?\| ([\d.]+) GB.*?\| ([\d.]+) GB \| ([\d.]+) GB \| ([\d.]+) GB \|$"
     (parts,) = re.findall(row, page, re.MULTILINE)
     assert all(f"{part} GB" in said for part in parts)
     assert sum(map(float, parts)) == pytest.approx(memory, abs=0.6)

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers.models import AutoencoderKL
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlavaConfig, LlavaNextConfig, Qwen2Config
 
 from lidit.callbacks.ema import EMA
 from lidit.fit import run
@@ -131,25 +129,3 @@ def fit() -> Callable[..., dict]:
 def begin() -> Callable[..., torch.multiprocessing.ProcessContext]:
     """Begins to train by a recipe on some ranks, and does not wait."""
     return start
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The configurations of the paper's frozen models, as the hub has them, without their weights."""
-    llama = {"num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128_320}
-    qwen = {"num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 152_000}
-    size = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
-    folder = tmp_path / "hub"
-    llava = LlavaNextConfig(text_config=LlamaConfig(**size, **llama))
-    llava.save_pretrained(folder / "llava-hf/llama3-llava-next-8b-hf")
-    llava = LlavaConfig(text_config=Qwen2Config(**size, **qwen))
-    llava.save_pretrained(folder / "llava-hf/llava-interleave-qwen-7b-hf")
-    vae = AutoencoderKL(
-        latent_channels=16,
-        block_out_channels=(32, 32, 64, 64),  # narrower than Stable Diffusion 3's
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    vae.save_config(folder / "stabilityai/stable-diffusion-3-medium-diffusers/vae")
-    for module in ("llm", "vae"):
-        monkeypatch.setattr(f"lidit.models.{module}.find_file", lambda name, wanted, revision: folder / name / wanted)

@@ -236,8 +236,20 @@ def test_an_llms_count_is_that_of_what_is_computed(llm: FrozenLLM, before: int, 
     assert (reading.features.tokens, reading.features.caption) == (length, n)
     ids, mask = torch.zeros(1, length, dtype=torch.long), torch.ones(1, length, dtype=torch.bool)
     states = []
-    assert reading.operations() == measured(lambda: states.append(llm._states(llm.read(), ids, mask, 0))) > 0
+    assert reading.operations().alone == measured(lambda: states.append(llm._states(llm.read(), ids, mask, 0))) > 0
     assert states[0].shape[2] == reading.features.width
+
+
+@pytest.mark.parametrize(
+    ("llm", "shares"), [(FrozenLLM("bundled:llm_llama"), True), (BlockwiseLLM("bundled:llava_llama"), False)]
+)
+def test_what_all_captions_begin_with_is_counted_once(llm: FrozenLLM, shares: bool) -> None:
+    read, rows, n = Reading(llm, 20).operations(), 5, 20
+    ids = torch.cat([torch.zeros(rows, INSTRUCTION, dtype=torch.long), torch.ones(rows, n, dtype=torch.long)], 1)
+    mask, model = torch.ones_like(ids, dtype=torch.bool), llm.read()
+    assert read.before + rows * read.each == measured(lambda: llm._states(model, ids, mask, INSTRUCTION))
+    assert (read.before > 0) is shares
+    assert (read.each < 0.5 * read.alone) is shares
 
 
 def test_a_text_tower_of_one_length_is_read_at_that_length() -> None:

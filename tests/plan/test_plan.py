@@ -15,9 +15,11 @@ from torch.multiprocessing import start_processes
 from lidit.cli import main
 from lidit.parallel import Parallel
 from lidit.plan.activations import saved_bytes
-from lidit.plan.costs import GB, Plan, planned
+from lidit.plan.costs import planned
+from lidit.plan.memory import GB, Plan
 from lidit.plan.operations import INSTRUCTION, DryRun, FeatureSizes, Sizes
 from lidit.plan.plan import read, verdict
+from tests.plan.stages import STAGES, words
 
 CONFIGS = Path(__file__).parents[2] / "experiments/configs"
 MINI = ["--config", str(CONFIGS / "mini.yaml"), "--pixels", "64", "--model.backbone.init_args.depth", "2"]
@@ -35,7 +37,7 @@ def test_what_a_recipe_takes_is_printed(capsys: pytest.CaptureFixture) -> None:
     said = capsys.readouterr().out
     assert "For pictures of 64 x 64 and captions of 128 tokens" in said
     assert "M parameters" in said
-    assert "TFLOP a batch of 128" in said
+    assert "TFLOP a batch of 128." in said
     assert "recipe: 1" in said
     assert "It fits" in said
 
@@ -81,7 +83,7 @@ def test_the_peak_of_a_step_is_within_15_percent(every: int, precision: str) -> 
     with tracker:
         step()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    expected = sum(size for what, size in counted.items() if what not in ("EMA", "frozen"))
+    expected = sum(size for what, size in counted.items() if what not in ("EMA", "frozen", "noise", "encoding"))
     assert expected == pytest.approx(peak, rel=0.15)
 
 
@@ -135,6 +137,28 @@ def test_what_is_not_trained_is_not_kept_for() -> None:
     backbone, encoder = plan("--model.trained", "[backbone]"), plan("--model.trained", "[prompt_encoder]")
     assert max(backbone.saved[0][1], encoder.saved[0][1]) < plan().saved[0][1]
     assert max(backbone.flops, encoder.flops) < plan().flops
+
+
+def test_what_sharding_and_encoding_hold_for_a_while_is_counted() -> None:
+    alone = replace(plan(), saved={0: (0, 100)}, width=2, encoding=0, images=64)
+    assert alone.memory()["reduced"] == 0
+    assert alone.memory()["noise"] == 64 * (alone.own + alone.shared)
+    ddp = replace(alone, gpus=8)
+    assert ddp.memory()["reduced"] == 4 * alone.trained  # the buckets beside the gradients
+    assert ddp.memory()["noise"] == 8 * alone.own + 64 * alone.shared  # each rank draws that of all
+    sharded = replace(ddp, copies=1)
+    assert sharded.memory()["gathered"] == 2 * 2 * alone.unit
+    assert sharded.memory()["reduced"] == (2 + 4) * alone.unit
+    encoding = replace(sharded, encoding=10**9)
+    assert encoding.memory()["encoding"] == 8 * 10**9 - (sharded.total - sum(list(sharded.memory().values())[:5]))
+    assert replace(sharded, encoding=1).total == sharded.total  # it is over before the pass
+
+
+def test_a_cached_part_has_no_operations(cache: Path) -> None:
+    cached = list(plan("--data.cache", str(cache)).operations().values())
+    assert cached[2:] == [0, 0, 0]
+    assert list(plan().operations())[2:] == ["LLM 1, bundled:llm_llama", "LLM 2, bundled:llm_qwen", "VAE, bundled:vae"]
+    assert min(plan().operations().values()) > 0
 
 
 @pytest.mark.parametrize(("way", "text"), [("before", 60), ("after", 60), ("never", 60 + 2 * INSTRUCTION)])
@@ -201,6 +225,10 @@ def test_of_several_switches_only_those_that_are_needed_are_named() -> None:
         (["--gpus", "[]"], "--gpus []"),
         (["--gpu_memory", "-1"], "--gpu_memory -1"),
         (["--tokens", "0"], "--tokens 0"),
+        (["--disk", "0"], "--disk 0: it must be above 0"),
+        (["--price", "-2"], "--price -2: it must be above 0"),
+        (["--samples", "0"], "--samples 0: it must be above 0"),
+        (["--utilisation", "40"], "--utilisation 40: it is a share of the peak"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
@@ -227,7 +255,7 @@ def test_a_unet_is_planned_and_has_no_blocks_to_recompute(cache: Path, capsys: p
     assert "recomputing every block" not in said
     found = planned(*read([*words, "--trainer.limit_val_batches", "0"]))
     assert found.trained == found.parameters
-    assert found.gathered == 2 * 4 * found.parameters
+    assert found.unit == found.parameters
     assert not any("checkpoint_every" in switch for switch, _ in found.cheaper())
     assert main(["plan", *words, "--parallel.checkpoint_every", "1"]) == 1
     assert "no blocks to checkpoint" in capsys.readouterr().err
@@ -244,23 +272,23 @@ def test_a_frozen_unet_is_counted_beside_what_is_trained() -> None:
     assert found.flops > 0
 
 
-@pytest.fixture
-def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has no model and reaches none."""
-
-    def refuse(*args: object, **kwargs: object) -> str:
-        raise OSError("no network")
-
-    monkeypatch.setattr("lidit.models.source.hf_hub_download", refuse)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
 def test_a_frozen_unet_that_nobody_has_read_is_planned(no_hub: None, capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", "--config", str(CONFIGS / "llmdiff_sd15.yaml"), "--pixels", "256"]) == 0
     said = capsys.readouterr().out
-    names = "Qwen/Qwen2.5-1.5B-Instruct and stable-diffusion-v1-5/stable-diffusion-v1-5"
+    names = "Qwen/Qwen2.5-1.5B-Instruct, stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert f"No cache has the config.json of {names}" in said
     assert "51.9M parameters, 51.9M of them trained" in said
+
+
+@SLOW  # the test above stands for them in `make test`
+@pytest.mark.parametrize("name", STAGES)
+def test_the_papers_recipes_are_planned_without_a_hub(name: str, no_hub: None, capsys: pytest.CaptureFixture) -> None:
+    few = ["--model.backbone.init_args.depth", "1", "--pixels", str(STAGES[name].pixels), "--gpus", "[8]"]
+    assert main(["plan", *words(STAGES[name].recipes, name), *few, "--tokens", "8"]) == 0
+    said = capsys.readouterr().out
+    names = "stabilityai/stable-diffusion-3-medium-diffusers: their sizes are those that came with lidit"
+    assert names in said.partition("\n")[0]
+    assert "It fits: " in said
 
 
 def test_a_backbone_of_somebody_elses_that_decides_by_values_is_named_in_one_line(
