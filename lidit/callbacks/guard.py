@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 class Guard(Callback):
     """Skip the optimizer step whose gradient norm is not finite, count it as `guard/skipped`, and name its samples.
+
+    The norm of each step's gradient, before clipping, is logged as `train/gradient_norm`.
 
     A skipped step leaves weights and optimizer state bitwise as they were: gradients are set to None before clipping,
     and an optimizer passes over parameters without a gradient. The step still counts for the trainer and the learning
@@ -56,15 +59,18 @@ class Guard(Callback):
             ValueError: too many steps in a row were skipped.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = _local_norm(parameters)
+        own = _local_norm(parameters)
+        squares = float(trainer.strategy.reduce(own.double().square(), reduce_op="sum"))  # waits
         keys, self._keys = self._keys, []
-        if trainer.strategy.reduce(norm.isfinite().float(), reduce_op="sum") == trainer.world_size:  # waits
+        if math.isfinite(squares):
             self._in_a_row = 0
+            norm = math.sqrt(squares / _times_counted(parameters, trainer.world_size))
+            pl_module.log(
+                "train/gradient_norm", torch.tensor(norm)
+            )  # on the CPU; a number would be copied to the device
         else:
-            self._skip(parameters, f"step {trainer.global_step}, rank {trainer.global_rank}", norm.item(), keys)
-        pl_module.log(
-            "guard/skipped", torch.tensor(float(self.skipped))
-        )  # a number would wait for its way to the device
+            self._skip(parameters, f"step {trainer.global_step}, rank {trainer.global_rank}", own.item(), keys)
+        pl_module.log("guard/skipped", torch.tensor(float(self.skipped)))
 
     def _skip(self, parameters: list[torch.nn.Parameter], where: str, norm: float, keys: list[str]) -> None:
         for parameter in parameters:
@@ -91,3 +97,11 @@ def _local_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """Norm of the gradients; of sharded gradients, only this rank's shards."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     return torch.nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in gradients])
+
+
+def _times_counted(parameters: list[torch.nn.Parameter], world: int) -> int:
+    """In how many ranks' sums a gradient is: in all of DDP's, in one of each copy's where weights are sharded."""
+    grad = next((p.grad for p in parameters if p.grad is not None), None)
+    if not isinstance(grad, DTensor):
+        return world
+    return grad.device_mesh.size(0) if grad.device_mesh.ndim > 1 else 1

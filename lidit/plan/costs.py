@@ -18,9 +18,9 @@ from lidit.data.cache import has_features, has_latents
 from lidit.models.vae import FrozenVAE
 from lidit.module import TextToImage, freeze
 from lidit.optimizers import hidden_matrices
-from lidit.parallel import choose, units
+from lidit.parallel import choose, precise, units
 from lidit.plan.activations import saved_by_recomputing
-from lidit.plan.encoding import Encoding, Noise, encoding, noise
+from lidit.plan.encoding import Encoding, encoding, noise
 from lidit.plan.memory import CACHE, GB, Part, Plan
 from lidit.plan.operations import FORWARD_AND_BACKWARD, DryRun, Operations, Read, Reading, Sizes
 from lidit.strategy import NAME, Sharded, to_do_without
@@ -36,13 +36,14 @@ class Counts:
         trained: parameters that get gradients.
         momenta: numbers that the optimizer keeps.
         unit: parameters of the largest unit that is gathered.
+        precise: those of them that are float32 in every precision.
         held: bytes of frozen models within backbone and prompt encoder.
         saved: what autograd saves, as `Plan` has it.
         operations: of an image, forward and backward.
         reads: operations of each LLM's reading.
         tokens: of each LLM's reading, with what goes before a caption.
         encoding: of a picture.
-        noise: of the objective.
+        noise: bytes that the objective holds of an image.
         latent: numbers of a latent.
     """
 
@@ -51,13 +52,14 @@ class Counts:
     trained: int
     momenta: int
     unit: int
+    precise: int
     held: int
     saved: dict[int, tuple[int, int]]
     operations: Operations
     reads: tuple[Read, ...]
     tokens: tuple[int, ...]
     encoding: Encoding
-    noise: Noise
+    noise: int
     latent: int
 
 
@@ -82,13 +84,15 @@ def count(given: Namespace, model: TextToImage) -> Counts:
     with autocast("cpu", bfloat16, enabled=is_bf16(given)):
         saved = saved_by_recomputing(dry_run, sizes, given.parallel.checkpoint_every)
         forward = dry_run.operations(sizes)
+    largest = max(shares(backbone, encoder))
     kept = sum(tensor.numel() for tensor in parts.state_dict().values())
     return Counts(
         parameters=size(parts),
         buffers=kept - size(parts),
         trained=sum(p.numel() for p in parts.parameters() if p.requires_grad),
         momenta=momenta(parts, model.optimizer),
-        unit=max(shares(backbone, encoder)),
+        unit=largest.parameters,
+        precise=largest.precise,
         held=held(backbone) + held(encoder),
         saved=saved,
         operations=Operations(
@@ -127,10 +131,10 @@ def planned(given: Namespace, model: TextToImage, counts: Counts | None = None) 
         others=others.vae + counts.held,
         saved=counts.saved,
         unit=counts.unit,
+        precise=counts.precise,
         width=2 if is_bf16(given) else 4,
         encoding=counts.encoding.peak if encodes else 0,
-        own=counts.noise.own,
-        shared=counts.noise.shared,
+        noise=counts.noise,
         parts=by_part(given, model, counts),
         images=given.data.batch_size,
         every=given.parallel.checkpoint_every,
@@ -216,13 +220,21 @@ def momenta(parts: nn.Module, optimizer: str) -> int:
     return sum(p.numel() * (1 if p in hidden else 2) for p in parts.parameters() if p.requires_grad)
 
 
-def shares(backbone: nn.Module, encoder: nn.Module) -> list[int]:
-    """Parameters of each unit that FSDP2 gathers, without those of the units within it."""
+class Share(NamedTuple):
+    """Parameters of a unit that FSDP2 gathers, and those of them that it gathers in float32 in every precision."""
+
+    parameters: int
+    precise: int
+
+
+def shares(backbone: nn.Module, encoder: nn.Module) -> list[Share]:
+    """Of each unit, without those of the units within it."""
     counts, seen = [], set()
     for unit in units(backbone, encoder):
         own = [p for p in unit.parameters() if p not in seen]
         seen.update(own)
-        counts.append(sum(p.numel() for p in own))
+        exact = {p for part in precise(unit) for p in part.parameters()}
+        counts.append(Share(sum(p.numel() for p in own), sum(p.numel() for p in own if p in exact)))
     return counts
 
 

@@ -13,7 +13,7 @@ from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lidit.draws import SharedDraws
+from lidit.draws import SampleDraws
 from lidit.models.contracts import Objective
 from lidit.models.vae import FrozenVAE
 from lidit.plan.live import Live
@@ -26,13 +26,6 @@ class Encoding(NamedTuple):
     weights: int
     operations: int
     peak: int
-
-
-class Noise(NamedTuple):
-    """Bytes that an objective holds while the model predicts: of each image of a GPU's pass, and of the whole batch."""
-
-    own: int
-    shared: int
 
 
 def encoding(vae: FrozenVAE, pixels: int) -> Encoding:
@@ -57,8 +50,8 @@ def encoding(vae: FrozenVAE, pixels: int) -> Encoding:
     return Encoding(sum(p.nbytes for p in model.parameters()), operations, peak)
 
 
-def noise(objective: Objective, latent: tuple[int, ...]) -> Noise:
-    """Latent, noise and noisy latent, as they lie in memory: the noise of all ranks, where it is drawn for all.
+def noise(objective: Objective, latent: tuple[int, ...]) -> int:
+    """Bytes of latent, noise and noisy latent of an image, as they lie in memory while the model predicts.
 
     Args:
         objective: the recipe's.
@@ -67,12 +60,6 @@ def noise(objective: Objective, latent: tuple[int, ...]) -> Noise:
     Raises:
         ValueError: the objective cannot do without values.
     """
-    one, two = (_held(objective, (1, *latent), world) for world in (1, 2))
-    return Noise(2 * one - two, two - one)
-
-
-def _held(objective: Objective, shape: tuple[int, ...], world: int) -> int:
-    """Bytes held while the model predicts for one image of `world` ranks."""
     held: list[int] = []
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -80,5 +67,5 @@ def _held(objective: Objective, shape: tuple[int, ...], world: int) -> int:
         return torch.zeros_like(x)
 
     with without_values(type(objective).__name__, "run"), FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
-        objective.loss(predict, torch.zeros(shape), SharedDraws([0], "cpu", 0, world))
+        objective.loss(predict, torch.zeros((1, *latent)), SampleDraws([0]))
     return max(held)

@@ -42,10 +42,10 @@ class Plan:
         saved: by n where every n-th block is recomputed (0: none), bytes that autograd saves whatever the number of
             images, which are casts of weights, and bytes of each image; 0 alone where there are no blocks.
         unit: parameters of the largest unit that FSDP2 gathers.
-        width: bytes of a gathered number.
+        precise: those of them that it gathers in float32.
+        width: bytes of each other gathered number.
         encoding: the most bytes at one time that the VAE takes to encode a picture; 0 where latents are cached.
-        own: bytes of latent, noise and noisy latent, of each image of a GPU's pass.
-        shared: of the noise that each GPU draws, of each image of the batch over all GPUs.
+        noise: bytes of latent, noise and noisy latent, of each image of a GPU's pass.
         parts: operations by part, frozen ones included; 0 of what is cached.
         images: of a batch, over all GPUs.
         every: the recipe's n.
@@ -63,10 +63,10 @@ class Plan:
     others: int
     saved: dict[int, tuple[int, int]] = field(repr=False)
     unit: int
+    precise: int
     width: int
     encoding: int
-    own: int
-    shared: int
+    noise: int
     parts: dict[str, Part] = field(repr=False)
     images: int
     every: int
@@ -83,13 +83,18 @@ class Plan:
         frozen = self.llms - self.spread + self.spread / self.gpus + self.others
         fixed, image = self.saved[self.every]
         step = {
-            "gathered": fixed if shares == 1 else 2 * self.unit * self.width,
+            "gathered": fixed if shares == 1 else 2 * self.whole_unit,
             "reduced": self.reduced(shares),
-            "noise": self.own * self.pass_size + self.shared * self.images,
+            "noise": self.noise * self.pass_size,
             "activations": image * self.pass_size,
         }
         before = max(0, self.encoding * self.pass_size - sum(step.values()))
         return {**states, "frozen": frozen, **step, "encoding": before}
+
+    @property
+    def whole_unit(self) -> int:
+        """Bytes of the largest unit once it is gathered."""
+        return self.precise * FLOAT32 + (self.unit - self.precise) * self.width
 
     def reduced(self, shares: float) -> float:
         """Bytes of gradients on their way to the other GPUs.
@@ -98,7 +103,7 @@ class Plan:
         once more, in the buckets that it sends.
         """
         if shares > 1:
-            return float(self.unit * (self.width + FLOAT32))
+            return float(self.whole_unit + self.unit * FLOAT32)
         return float(self.trained * FLOAT32) if self.gpus > 1 else 0.0
 
     @property

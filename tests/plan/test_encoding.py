@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lidit.draws import SharedDraws
+from lidit.draws import SampleDraws
 from lidit.models.contracts import Objective
 from lidit.models.source import sizes_alone
 from lidit.models.vae import FrozenVAE
@@ -42,8 +42,8 @@ def test_the_vae_of_stable_diffusion_3_is_counted_without_its_weights(pixels: in
 
 
 @pytest.mark.parametrize("objective", [RectifiedFlow(), DDPM()])
-@pytest.mark.parametrize(("images", "world"), [(1, 1), (3, 4)])
-def test_what_an_objective_holds_is_what_lies_in_memory(objective: Objective, images: int, world: int) -> None:
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_an_objective_holds_is_what_lies_in_memory(objective: Objective, images: int) -> None:
     found, held = noise(objective, (4, 16, 16)), []
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -51,9 +51,8 @@ def test_what_an_objective_holds_is_what_lies_in_memory(objective: Objective, im
         return torch.zeros_like(x)
 
     with Live() as live:
-        objective.loss(predict, torch.zeros(images, 4, 16, 16), SharedDraws([0], "cpu", 0, world))
-    assert found.own * images + found.shared * images * world == pytest.approx(held[0], rel=0.02)
-    assert found.shared == 4 * 4 * 16 * 16
+        objective.loss(predict, torch.zeros(images, 4, 16, 16), SampleDraws([0]))
+    assert found * images == pytest.approx(held[0], rel=0.02)
 
 
 def test_what_is_freed_is_no_longer_there() -> None:

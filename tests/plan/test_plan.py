@@ -142,13 +142,13 @@ def test_what_is_not_trained_is_not_kept_for() -> None:
 def test_what_sharding_and_encoding_hold_for_a_while_is_counted() -> None:
     alone = replace(plan(), saved={0: (0, 100)}, width=2, encoding=0, images=64)
     assert alone.memory()["reduced"] == 0
-    assert alone.memory()["noise"] == 64 * (alone.own + alone.shared)
+    assert alone.memory()["noise"] == 64 * alone.noise
     ddp = replace(alone, gpus=8)
     assert ddp.memory()["reduced"] == 4 * alone.trained  # the buckets beside the gradients
-    assert ddp.memory()["noise"] == 8 * alone.own + 64 * alone.shared  # each rank draws that of all
+    assert ddp.memory()["noise"] == 8 * alone.noise  # each rank draws its own
     sharded = replace(ddp, copies=1)
-    assert sharded.memory()["gathered"] == 2 * 2 * alone.unit
-    assert sharded.memory()["reduced"] == (2 + 4) * alone.unit
+    assert sharded.memory()["gathered"] == 2 * (2 * alone.unit + 2 * alone.precise)
+    assert sharded.memory()["reduced"] == 2 * alone.unit + 2 * alone.precise + 4 * alone.unit
     encoding = replace(sharded, encoding=10**9)
     assert encoding.memory()["encoding"] == 8 * 10**9 - (sharded.total - sum(list(sharded.memory().values())[:5]))
     assert replace(sharded, encoding=1).total == sharded.total  # it is over before the pass
