@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from lidit.checkpoint import check_llms, check_shapes, shapes
 from lidit.data.datamodule import Batch
 from lidit.draws import Draws, SampleDraws
 from lidit.lightning_private import batches_done, has_trainer, share
+from lidit.models.chat import ReadAhead
 from lidit.models.contracts import (
     Features,
     KeysValues,
@@ -129,6 +130,8 @@ class TextToImage(LightningModule):
     def loss(self, batch: Batch, generator: Draws = None) -> tuple[Tensor, Tensor]:
         """The loss of each sample (b), and the times (b) at which it was measured."""
         latent = batch.latent if batch.latent is not None else self.vae.load(self.device).encode(batch.image)
+        if batch.ahead is not None:
+            batch.ahead.give([llm.prompts for llm in self.llms])
         features = batch.features if batch.features is not None else self._encode_together(batch.prompt)
         if batch.longest is not None:
             features = [Measured.of(each, longest) for each, longest in zip(features, batch.longest, strict=True)]
@@ -253,9 +256,10 @@ class TextToImage(LightningModule):
         self._hold(held["backbone"], held["prompt_encoder"])
 
     def setup(self, stage: str) -> None:
-        """Refuse caches that were made with other frozen models."""
-        if self.trainer.datamodule is not None:
-            self.trainer.datamodule.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
+        """Refuse caches that were made with other frozen models; let the data's workers tokenise captions."""
+        if (data := self.trainer.datamodule) is not None:
+            data.expect(vae=self.vae.identity, llms=[llm.identity for llm in self.llms])
+            data.read_ahead = partial(ReadAhead, [llm.prompts for llm in self.llms])
 
     def on_fit_start(self) -> None:
         agree_on_statistics(self.prompt_encoder)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lidit.cli import main
 from lidit.data.datamodule import Batch
+from lidit.fit import run
+from lidit.models.chat import Prompts, Split
 from lidit.models.prompt_encoder import PromptEncoder
 from lidit.module import TextToImage
 from lidit.parallel import Parallel
@@ -295,3 +297,27 @@ def test_only_the_named_parts_are_trained(tiny_recipe: Path, tmp_path: Path, cap
     assert moved == {"prompt_encoder"}
     assert main([*given, "--model.trained=[promt_encoder]"]) == 1
     assert "model.trained names 'promt_encoder', which is in no weight's name" in capsys.readouterr().err
+
+
+def test_the_processes_that_read_data_tokenise_captions_and_training_is_the_same(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []  # of the tokenizers in this process
+    split = Prompts.split
+
+    def watched(self: Prompts, prompt: str) -> Split:
+        asked.extend([prompt] if prompt not in self.known else [])
+        return split(self, prompt)
+
+    monkeypatch.setattr(Prompts, "split", watched)
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path)}}
+    more = ["--trainer.callbacks", "[]", "--trainer.logger", yaml.safe_dump(logger), "--trainer.max_steps", "2"]
+    losses, counts = [], []
+    for workers in ("0", "1"):
+        asked.clear()
+        argv = ["--config", str(tiny_recipe), *more, "--trainer.limit_val_batches", "0", "--data.num_workers", workers]
+        losses.append(run("fit", argv).trainer.callback_metrics["train/loss"].item())
+        counts.append(len(asked))
+    assert losses[0] == losses[1]
+    assert counts[0] >= 2 * 2 * 16  # two LLMs, two steps, 16 captions
+    assert counts[1] == 0

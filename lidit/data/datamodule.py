@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,6 +96,7 @@ class ShardData(LightningDataModule):
         self.val_samples: Samples | None = None
         self.test_samples: Samples | None = None
         self.sizes: list[tuple[int, int]] = []  # (width, height) of the training images, the most frequent first
+        self.read_ahead: Callable[[list[str]], Any] | None = None  # the model's; what it makes of captions to be read
         self._resumed: dict | None = None
         self._tally = Tally(max_skipped)
 
@@ -273,13 +277,15 @@ class ShardData(LightningDataModule):
 
     def _loader(self, samples: Samples, plans: Plans) -> DataLoader:
         workers = {"persistent_workers": True} if self.num_workers else {}
+        collate = partial(_read_ahead, self.read_ahead if self.num_workers else None)
         return DataLoader(
-            samples, batch_size=None, sampler=plans, num_workers=self.num_workers, collate_fn=_as_it_is, **workers
+            samples, batch_size=None, sampler=plans, num_workers=self.num_workers, collate_fn=collate, **workers
         )
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _read_ahead(make: Callable[[list[str]], Any] | None, batch: Batch) -> Batch:
+    """The batch, with what the model makes of captions whose features are not cached."""
+    return batch if make is None or batch.features is not None else replace(batch, ahead=make(batch.prompt))
 
 
 def report(order: StreamOrder, index: ShardIndex, start: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Batch:
         None  # per LLM tokens (b l e), mask (b l), prompt_start (b); None: to be computed in the step
     )
     longest: list[int] | None = None  # per LLM the tokens of its longest caption, if there are features
+    ahead: Any = None  # what the model made of the captions in the process that read them; see `ShardData.read_ahead`
     skipped: list[str] = field(default_factory=list)  # for each sample of the share that is missing, why
 
     def signed(self) -> Batch:

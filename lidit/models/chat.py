@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +59,7 @@ class Prompts:
             raise ValueError(f"template=plain of {name} has no system turn; set system=null or template=chat")
         self.name, self.instruction, self.system = name, instruction, system
         self.max_tokens, self.revision, self.template = max_tokens, revision, template
+        self.known: dict[str, Split] = {}  # of the captions of a batch, see `ReadAhead`
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,6 +77,8 @@ class Prompts:
         Raises:
             ValueError: the template changes the caption, so that it cannot be found.
         """
+        if prompt in self.known:
+            return self.known[prompt]
         caption = prompt.strip()  # many templates strip white space from the turn
         content = f"{self.instruction} {caption}".strip()
         before, after = self._frame
@@ -180,6 +184,23 @@ class Prompts:
             raise ValueError(f"the tokenizer of {self.name} has no eos_token to close a plain prompt with; give it one")
         begins = tokenizer.bos_token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         return tokenizer.bos_token if begins else "", tokenizer.eos_token
+
+
+class ReadAhead:
+    """What the LLMs' tokenizers make of a batch's captions, made by the processes that read data, before the step.
+
+    Args:
+        prompts: of each LLM.
+        captions: of the batch.
+    """
+
+    def __init__(self, prompts: Sequence[Prompts], captions: Sequence[str]) -> None:
+        self.splits = [{caption: each.split(caption) for caption in captions} for each in prompts]
+
+    def give(self, prompts: Sequence[Prompts]) -> None:
+        """Let the LLMs of the process that trains know them, in place of those of the batch before."""
+        for each, splits in zip(prompts, self.splits, strict=True):
+            each.known = splits
 
 
 def read_tokenizer(name: str, revision: str | None, **settings: Any) -> Any:

@@ -23,7 +23,7 @@ FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
 TOLD = re.compile(r"^lidit: error: (.*)$|^(\w+(?:\.\w+)*(?:Error|Exception|Interrupt).*)$")
 
 
-class Failed(Exception):
+class Failed(ValueError):
     """A command failed, hung, or was refused; the text is a line."""
 
 

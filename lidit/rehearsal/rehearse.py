@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -23,7 +24,7 @@ from lidit.rehearsal.stages import FAILED, PASSED, Play, Verdict, played, timed
 
 DISK, MEMORY = 1e9, 1.5e9  # bytes: of all that is written; of a process
 LARGE = 20e6  # parameters of a small model at most
-OWN = ("--keep", "--timeout", "--small", "--pixels")
+OWN = ("--keep", "--timeout", "--small", "--gpus", "--pixels")
 
 
 def main(argv: list[str]) -> None:
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     verdicts = [Verdict("parse", PASSED, time.monotonic() - begun, "every key and class is known")]
     print(line(verdicts[0]))
     given, kept = cli.config_init["fit"], bool(cli.given.keep)
+    if (there := torch.cuda.device_count()) < given.gpus:
+        raise ValueError(f"--gpus {given.gpus}: this machine shows {there} GPUs; leave it out to play on CPU cores")
     folder = new_folder(cli.given.keep)
     recipe = {key: value for key, value in yaml.safe_load(cli.text()).items() if f"--{key}" not in OWN}
     check_room(folder, DISK, MEMORY * ranks_of(recipe["trainer"]).all)
@@ -67,6 +70,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="A recipe laid over the small one, for sizes of your own classes.",
     )
+    parser.add_argument(
+        "--gpus", type=int, default=0, help="Play on so many GPUs of this machine; 0: on its CPU cores."
+    )
     parser.add_argument("--pixels", type=int, default=256, help="Side of the recipe's pictures.")
 
 
@@ -87,7 +93,7 @@ def new_folder(keep: str | None) -> Path:
 
 def rehearsed(argv: list[str], recipe: dict[str, Any], given: Namespace, folder: Path) -> Iterator[Verdict]:
     """Play all stages after parsing."""
-    made = small(recipe, folder, given.pixels)
+    made, ranks = small(recipe, folder, given.pixels, given.gpus), ranks_of(recipe["trainer"]).within(given.gpus)
     sizes = shapes(unit(made, folder, given.small), known_sizes(recipe["data"]))
     print("Small for the rehearsal; all else is as in the recipe:")
     print("\n".join(f"  {each}" for each in changes(recipe, made)) + "\n")
@@ -96,10 +102,15 @@ def rehearsed(argv: list[str], recipe: dict[str, Any], given: Namespace, folder:
     (folder / "data").mkdir()
     with served(folder / "data") as url:
         begun = time.monotonic()
-        made = with_drawn_data(made, folder / "data", sizes, url, lambda command: player(f"data-{command[1]}", command))
+        try:
+            run = lambda command: player(f"data-{command[1]}", command)  # noqa: E731
+            made = with_drawn_data(made, folder / "data", sizes, url, run)
+        except Failed as error:
+            yield Verdict("data", FAILED, time.monotonic() - begun, str(error))
+            return
         said = f"drawn in {', '.join(f'{width}x{height}' for width, height in sizes)}"
         yield Verdict("data", PASSED, time.monotonic() - begun, said)
-        ranks, callbacks = ranks_of(recipe["trainer"]), given.trainer.callbacks or []
+        callbacks = given.trainer.callbacks or []
         yield from played(Play(player, folder, made, ranks, sizes, url, strangers(made), given.small, callbacks))
 
 

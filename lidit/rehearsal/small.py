@@ -26,6 +26,7 @@ SIZES = {
 }
 FEW = {"warmup_batches": 1, "count_per_task": 1, "every_n_train_steps": SAVE}  # in callbacks
 FEW_BYTES = 100e6  # weights of a frozen model in a folder that are small enough
+MEMINFO = Path("/proc/meminfo")
 Recipe = dict[str, Any]
 
 
@@ -46,6 +47,11 @@ class Ranks:
         """The number of processes."""
         return self.copies * self.each
 
+    def within(self, gpus: int) -> Ranks:
+        """As many of them as there are GPUs; 0: all of them, on CPU cores."""
+        each = min(self.each, gpus) if gpus else self.each
+        return Ranks(min(self.copies, gpus // each), each) if gpus else self
+
 
 def ranks_of(trainer: Recipe) -> Ranks:
     """Two copies where the recipe has several, two ranks a copy where it shares one; one rank where it has one."""
@@ -60,13 +66,14 @@ def ranks_of(trainer: Recipe) -> Ranks:
     return Ranks(2 if copies > 1 else 1, 2)
 
 
-def small(recipe: Recipe, folder: Path, pixels: int) -> Recipe:
+def small(recipe: Recipe, folder: Path, pixels: int, gpus: int = 0) -> Recipe:
     """The recipe with small sizes; tiny frozen models are written into the folder.
 
     Args:
         recipe: whole, with its defaults.
         folder: of the rehearsal.
         pixels: side of the recipe's pictures.
+        gpus: GPUs to play it on; 0: CPU cores.
 
     Raises:
         FileNotFoundError: the sizes of a frozen model are not known here.
@@ -74,12 +81,12 @@ def small(recipe: Recipe, folder: Path, pixels: int) -> Recipe:
     """
     made = {key: value for key, value in recipe.items() if key not in ("run", "resume", "ckpt_path", "start_from")}
     made = {key: value for key, value in made.items() if key != "start_part"}
-    ranks = ranks_of(recipe["trainer"])
+    ranks = ranks_of(recipe["trainer"]).within(gpus)
     made["model"] = _model(recipe["model"], folder / "models", pixels)
-    made["trainer"] = _trainer(recipe["trainer"], ranks)
+    made["trainer"] = _trainer(recipe["trainer"], ranks) | {"accelerator": "gpu" if gpus else "cpu"}
     made["data"] = _data(recipe["data"], ranks, folder)
     made["parallel"] = recipe["parallel"] | {"checkpoint_every": min(recipe["parallel"]["checkpoint_every"], DEPTH)}
-    if recipe["parallel"]["compile_backend"] == "inductor":
+    if recipe["parallel"]["compile_backend"] == "inductor" and not gpus:
         made["parallel"]["compile_backend"] = "eager"  # it traces as inductor does, and makes no kernels
     return made
 
@@ -141,7 +148,6 @@ def _part(part: Recipe, text_width: int | None) -> Recipe:
 def _trainer(trainer: Recipe, ranks: Ranks) -> Recipe:
     passes = min(trainer["accumulate_grad_batches"], 2)
     made = trainer | {
-        "accelerator": "cpu",
         "num_nodes": 1,
         "devices": ranks.all,
         "max_steps": STEPS,
@@ -241,7 +247,9 @@ def check_room(folder: Path, disk: float, memory: float) -> None:
         raise ValueError(
             f"a rehearsal needs {disk / 1e9:.1f} GB of disk, and {folder} has {free / 1e9:.1f}; use --keep"
         )
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if not MEMINFO.exists():  # not Linux
+        return
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     available = 1024 * int(lines["MemAvailable"].split()[0])
     if available < memory:
         raise ValueError(

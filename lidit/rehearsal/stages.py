@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from lidit.callbacks.checkpoints import Checkpoints
@@ -262,6 +263,8 @@ def same_losses(play: Play) -> str:
 def other_ranks(play: Play) -> str:
     """Half as many ranks go on, or two where there was one."""
     ranks = Ranks(1, play.ranks.all // 2) if play.ranks.all > 1 else Ranks(2, 1)
+    if play.recipe["trainer"]["accelerator"] == "gpu" and ranks.all > torch.cuda.device_count():
+        return "- there is one GPU"
     play.fit("other", "elsewhere", "--resume", "auto", ranks=ranks)
     rest = losses(play.notes("elsewhere"))
     allowed = NEAR_BF16 if "bf16" in str(play.recipe["trainer"]["precision"]) else NEAR

@@ -154,6 +154,12 @@ def test_a_backbone_of_one_s_own_is_played_with_the_sizes_that_one_gives(
     assert stages["sample --benchmark, score"].startswith("passed")
 
 
+def test_gpus_that_are_not_there_are_told(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = rehearsed(own, capsys, "--gpus", "99")
+    assert code == 1
+    assert "--gpus 99: this machine shows 0 GPUs" in error
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(ValueError, match="--keep .* holds something already"):

@@ -43,6 +43,10 @@ def test_the_mesh_keeps_its_shape(trainer: dict[str, Any], ranks: tuple[int, int
     assert ranks_of(trainer) == Ranks(*ranks)
 
 
+def test_on_gpus_there_are_as_many_ranks_as_gpus() -> None:
+    assert [Ranks(2, 2).within(gpus).all for gpus in (0, 1, 2, 3, 4, 8)] == [4, 1, 2, 2, 4, 4]
+
+
 def test_precision_strategy_accumulation_callbacks_and_optimizer_stay(tmp_path: Path) -> None:
     recipe = whole("lidit_10b.yaml", "lidit_10b_1024.yaml", "cluster/lidit_10b_1024.yaml")
     made = small(recipe, tmp_path, pixels=1024)
