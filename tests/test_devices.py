@@ -181,4 +181,6 @@ def test_the_page_draws_in_the_precision_that_is_asked_for(tiny_checkpoint: Path
     (expected,) = pipeline(["a red circle"], [3], (32, 32), steps=2)
     (drawn,) = studio.draw("a red circle", 3, 2, 3.0, None, 32, 32)
     assert pipeline.dtype == HALF
-    assert np.array_equal(drawn.image, expected)
+    assert np.abs(drawn.image.astype(int) - expected.astype(int)).max() <= 1  # the page decodes every step
+    (exact,) = Pipeline.load(str(tiny_checkpoint), device="cpu")(["a red circle"], [3], (32, 32), steps=2)
+    assert not np.array_equal(drawn.image, exact)
