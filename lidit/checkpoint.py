@@ -190,7 +190,9 @@ def read(path: Path, ema: bool) -> Trained:
     else:
         trained, average = found["state_dict"], found.get("callbacks", {}).get("EMA", {}).get("average", {})
     if ema and not average:
-        raise ValueError(f"{path} holds no averaged weights; say --ema false for the trained ones")
+        raise ValueError(
+            f"{path} holds no averaged weights; say --ema false for the trained ones; in `lidit fit`, --start_ema false"
+        )
     weights = trained | average if ema else trained
     return Trained(config, weights, found.get("llms", []), sizes_in(found), found.get("precision"))
 

@@ -94,6 +94,9 @@ class RecipeCLI(LightningCLI):
             " are taken. Training starts at step 0; to resume a run, say --ckpt_path.",
         )
         parser.add_argument(
+            "--start_ema", type=bool, default=True, help="Take the averaged weights of the checkpoint of --start_from."
+        )
+        parser.add_argument(
             "--start_part",
             type=Literal["backbone", "prompt_encoder"] | None,
             default=None,
@@ -160,7 +163,7 @@ class RecipeCLI(LightningCLI):
         if given.start_part and not given.start_from:
             raise ValueError(f"--start_part {given.start_part} is a part of a model; name the model with --start_from")
         if given.start_from and not given.ckpt_path:
-            found = read(given.start_from)
+            found = read(given.start_from, given.start_ema)
             if given.start_part:
                 adopt_part(self.model, given.start_part, found.weights, given.start_from)
             else:
@@ -303,7 +306,8 @@ def explained(message: str) -> str:
 
 
 def quiet() -> None:
-    """Hide the messages that Lightning prints at every start and that nobody can act on."""
+    """Hide the messages that Lightning and tokenizers print at every start and that nobody can act on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # processes that read data tokenise one caption at a time
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)

@@ -164,7 +164,7 @@ class TextToImage(LightningModule):
     def _first(self, batch: Batch, batches: int) -> int:
         """The number of this rank's first sample, after so many global batches like this one."""
         rank, world = share(self.trainer)
-        return (batches * world + rank) * (len(batch.key) + len(batch.skipped))
+        return (batches * world + rank) * (len(batch.key) - batch.lent + len(batch.skipped))
 
     @property
     def seed(self) -> int:

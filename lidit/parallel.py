@@ -136,7 +136,8 @@ def precise(module: nn.Module) -> list[nn.Module]:
     """The parts of a module that compute in float32 in mixed precision, too: what makes time and gates, and norms."""
     kinds = (PreciseLinear, nn.LayerNorm, nn.GroupNorm)
     found = [part for part in module.modules() if isinstance(part, kinds) and not isinstance(part, FSDPModule)]
-    return [part for part in found if any(True for _ in part.parameters())]
+    types = [{p.dtype for p in part.parameters()} for part in found]
+    return [part for part, dtypes in zip(found, types, strict=True) if dtypes == {torch.float32}]  # not a frozen LLM's
 
 
 def spread(module: nn.Module, whole: dict[str, Tensor], device: torch.device) -> None:

@@ -37,7 +37,16 @@ class TrainLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], *args: object
     ) -> None:
-        """Add a batch, and log the means where it is time."""
+        """Add a batch, and log the means where it is time.
+
+        Raises:
+            ValueError: a training step of one's own does not give the losses and times of the samples.
+        """
+        if not isinstance(outputs, dict) or not {"losses", "times"} <= outputs.keys():
+            raise ValueError(
+                f"the training step of {type(pl_module).__name__} must give loss, losses (b) and times (b) in a dict, "
+                "as TextToImage.training_step does"
+            )
         self.add(outputs["losses"], outputs["times"])
         if not logs_now(trainer):
             return
@@ -49,13 +58,14 @@ class TrainLoss(Callback):
             logger.log_metrics(bins, trainer.global_step - 1)  # the number under which Lightning logs this step
 
     def _over_ranks(self, trainer: Trainer) -> list[list[float]]:
-        return trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
+        own = self.sums.to(trainer.strategy.root_device, copy=True)  # Lightning's reduce writes into what it is given
+        return trainer.strategy.reduce(own, reduce_op="sum").tolist()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the sums of all ranks; all of them call this."""
         checkpoint[NAME] = None if self.sums is None else self._over_ranks(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with the sums, on one rank."""
+        """Go on with the sums, on one rank; the others have none yet."""
         saved = checkpoint.get(NAME)
-        self.sums = torch.tensor(saved) if saved and trainer.is_global_zero else None
+        self.sums = torch.tensor(saved) * trainer.is_global_zero if saved else None

@@ -65,12 +65,12 @@ class Guard(Callback):
         if math.isfinite(squares):
             self._in_a_row = 0
             norm = math.sqrt(squares / _times_counted(parameters, trainer.world_size))
-            pl_module.log(
-                "train/gradient_norm", torch.tensor(norm)
-            )  # on the CPU; a number would be copied to the device
         else:
+            norm = squares
             self._skip(parameters, f"step {trainer.global_step}, rank {trainer.global_rank}", own.item(), keys)
-        pl_module.log("guard/skipped", torch.tensor(float(self.skipped)))
+        # on the CPU: a number would be copied to the device
+        logged = {"train/gradient_norm": torch.tensor(norm), "guard/skipped": torch.tensor(float(self.skipped))}
+        pl_module.log_dict(logged)
 
     def _skip(self, parameters: list[torch.nn.Parameter], where: str, norm: float, keys: list[str]) -> None:
         for parameter in parameters:

@@ -39,6 +39,7 @@ class Batch:
     )
     longest: list[int] | None = None  # per LLM the tokens of its longest caption, if there are features
     ahead: Any = None  # what the model made of the captions in the process that read them; see `ShardData.read_ahead`
+    lent: bool = False  # no sample of the share can be read, and the one here is another rank's
     skipped: list[str] = field(default_factory=list)  # for each sample of the share that is missing, why
 
     def signed(self) -> Batch:
@@ -69,15 +70,16 @@ class Samples(Dataset):
             ValueError: no sample of the global batch can be read.
         """
         shown, pixels, skipped = self._read(plan)
+        lent = not shown
         if not shown and plan.spare is not None:
             shown, pixels, _ = self._read(plan.spare, enough=1)
-            lent = self.index.key(shown[0].sample) if shown else "none"
+            key = self.index.key(shown[0].sample) if shown else "none"
             log.warning(
-                "batch %d: no sample of this rank's share can be read; of another rank's it shows %s", plan.number, lent
+                "batch %d: no sample of this rank's share can be read; of another rank's it shows %s", plan.number, key
             )
         if not shown:
             raise ValueError(f"no sample of global batch {plan.number} can be read; the first reason: {skipped[0]}")
-        return self._batch(shown, pixels[: len(shown)], plan.dense, skipped)
+        return replace(self._batch(shown, pixels[: len(shown)], plan.dense, skipped), lent=lent)
 
     def _read(self, plan: Plan, enough: int | None = None) -> tuple[list[_Shown], np.ndarray, list[str]]:
         """The samples of a plan that can be read, at most `enough`; their pixels; and why others cannot be read."""

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, BitsAndBytesConf
 from transformers.utils import logging
 
 from lidit.models.chat import Prompts, Split
-from lidit.models.contracts import Measured
+from lidit.models.contracts import Measured, is_caption
 from lidit.models.source import describe, find_file, load_name
 
 INSTRUCTION = (
@@ -213,11 +213,11 @@ class FrozenLLM:
         splits = [self.prompts.split(prompt) for prompt in prompts]
         self._count(splits)
         ids, mask, start = self._pad(splits)
+        longest = int(is_caption(mask, start).numpy().sum(1).max())  # of tensors that are not on the device yet
         # none of these waits for the device: what is copied from ordinary memory is read before `to` returns
         ids, mask, start = (each.to(model.device, non_blocking=True) for each in (ids, mask, start))
         with torch.autocast(model.device.type, enabled=False):  # so that cached and online features are equal
             states = self._states(model, ids, mask, self._shared(splits))
-        longest = max(len(ids) - first for ids, first, _ in splits)
         return Measured.of((states.masked_fill(~mask[..., None], 0), mask, start), longest)
 
     def _shared(self, splits: list[Split]) -> int:

@@ -16,7 +16,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lidit import fit
 from lidit.arguments import take
+from lidit.callbacks.ema import EMA
 from lidit.models.source import sizes_alone
+from lidit.module import TextToImage
+from lidit.parallel import choose
+from lidit.plan.costs import loaded
+from lidit.plan.memory import GB
 from lidit.rehearsal.data import known_sizes, served, with_drawn_data
 from lidit.rehearsal.play import Failed, Player
 from lidit.rehearsal.small import changes, check_room, ranks_of, shapes, small
@@ -24,7 +29,10 @@ from lidit.rehearsal.stages import FAILED, PASSED, Play, Verdict, played, timed
 
 DISK, MEMORY = 1e9, 1.5e9  # bytes: of all that is written; of a process
 LARGE = 20e6  # parameters of a small model at most
-OWN = ("--keep", "--timeout", "--small", "--gpus", "--pixels")
+OWN, ASKED = (
+    ("--keep", "--timeout", "--small", "--gpus"),
+    ("--pixels", "--tokens", "--gpu_memory"),
+)  # the plan asks, too
 
 
 def main(argv: list[str]) -> None:
@@ -44,15 +52,17 @@ def main(argv: list[str]) -> None:
     if (there := torch.cuda.device_count()) < given.gpus:
         raise ValueError(f"--gpus {given.gpus}: this machine shows {there} GPUs; leave it out to play on CPU cores")
     folder = new_folder(cli.given.keep)
-    recipe = {key: value for key, value in yaml.safe_load(cli.text()).items() if f"--{key}" not in OWN}
+    recipe = {key: value for key, value in yaml.safe_load(cli.text()).items() if f"--{key}" not in OWN + ASKED}
     check_room(folder, DISK, MEMORY * ranks_of(recipe["trainer"]).all)
+    recipe, done = with_strategy(recipe, given, cli.model), False
     try:
         for verdict in rehearsed(argv, recipe, given, folder):
             verdicts.append(verdict)
             print(line(verdict), flush=True)
-    finally:
         failed = [verdict for verdict in verdicts if verdict.verdict == FAILED]
-        if not kept and not failed:
+        done = not failed
+    finally:
+        if not kept and (done or len(verdicts) == 1):  # the logs of what failed stay
             shutil.rmtree(folder, ignore_errors=True)
     print(f"\n{sum(v.seconds for v in verdicts):.0f} s" + (f"; everything is in {folder}" if kept or failed else ""))
     if failed:
@@ -73,7 +83,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", type=int, default=0, help="Play on so many GPUs of this machine; 0: on its CPU cores."
     )
+    parser.add_argument("--gpu_memory", type=float, default=80.0, help="Of a GPU, in GB, for the plan.")
+    parser.add_argument("--tokens", type=int | None, default=None, help="Of a caption, for the plan.")
     parser.add_argument("--pixels", type=int, default=256, help="Side of the recipe's pictures.")
+
+
+def with_strategy(recipe: dict[str, Any], given: Namespace, model: TextToImage) -> dict[str, Any]:
+    """The recipe with the strategy that `lidit fit` chooses for the large model on several GPUs, if it names none."""
+    if recipe["trainer"]["strategy"] != "auto" or ranks_of(recipe["trainer"]).all == 1:
+        return recipe
+    with sizes_alone():
+        frozen, parameters = loaded(given, model, 0), sum(p.numel() for p in model.skeleton().parameters())
+    ema = any(isinstance(callback, EMA) for callback in given.trainer.callbacks or [])
+    name, why = choose(parameters, ema, int(given.gpu_memory * GB), frozen.llms - frozen.spread)
+    print(f"Strategy {name}, as `lidit fit` chooses on several GPUs: {why}.")
+    return recipe | {"trainer": recipe["trainer"] | {"strategy": name}}
 
 
 def new_folder(keep: str | None) -> Path:
@@ -120,7 +144,7 @@ def planned(player: Player, argv: list[str]) -> str:
     Raises:
         Failed: it cannot be planned, or does not fit.
     """
-    for option in OWN[:-1]:  # the plan asks for pixels, too
+    for option in OWN:
         argv = take(argv, option)[1]
     said = player("plan", ["plan", *argv]).read_text().splitlines()
     verdict = next((each for each in said if each.startswith("It ")), said[-1])

@@ -55,7 +55,9 @@ class Ranks:
 
 def ranks_of(trainer: Recipe) -> Ranks:
     """Two copies where the recipe has several, two ranks a copy where it shares one; one rank where it has one."""
-    several = (trainer["num_nodes"] or 1) > 1 or str(trainer["devices"]) not in ("1", "[0]")
+    devices = trainer["devices"]
+    one = str(devices) == "1" or (isinstance(devices, list) and len(devices) == 1)
+    several = (trainer["num_nodes"] or 1) > 1 or not one
     strategy = trainer["strategy"]
     path = strategy["class_path"] if isinstance(strategy, dict) else str(strategy)
     if not several:
@@ -83,7 +85,7 @@ def small(recipe: Recipe, folder: Path, pixels: int, gpus: int = 0) -> Recipe:
     made = {key: value for key, value in made.items() if key != "start_part"}
     ranks = ranks_of(recipe["trainer"]).within(gpus)
     made["model"] = _model(recipe["model"], folder / "models", pixels)
-    made["trainer"] = _trainer(recipe["trainer"], ranks) | {"accelerator": "gpu" if gpus else "cpu"}
+    made["trainer"] = _trainer(recipe["trainer"], ranks, bool(gpus)) | {"accelerator": "gpu" if gpus else "cpu"}
     made["data"] = _data(recipe["data"], ranks, folder)
     made["parallel"] = recipe["parallel"] | {"checkpoint_every": min(recipe["parallel"]["checkpoint_every"], DEPTH)}
     if recipe["parallel"]["compile_backend"] == "inductor" and not gpus:
@@ -114,7 +116,7 @@ def _with_tiny_models(value: Any, folder: Path) -> Any:
     if not isinstance(value.get("name"), str) or _is_small(value["name"]):
         return {key: _with_tiny_models(each, folder) for key, each in value.items()}
     name, subfolder, revision = value["name"], value.get("subfolder"), value.get("revision")
-    place = folder / Path(name).name
+    place = folder / f"{name.strip('/').replace('/', '--')}{'@' + revision if revision else ''}"
     made = {"name": str(tiny(name, subfolder, revision, place)), "revision": None}
     if value.get("dtype") == "int8":  # bitsandbytes
         made["dtype"] = "bfloat16"
@@ -145,7 +147,7 @@ def _part(part: Recipe, text_width: int | None) -> Recipe:
     return part | {"init_args": arguments}
 
 
-def _trainer(trainer: Recipe, ranks: Ranks) -> Recipe:
+def _trainer(trainer: Recipe, ranks: Ranks, on_gpus: bool) -> Recipe:
     passes = min(trainer["accumulate_grad_batches"], 2)
     made = trainer | {
         "num_nodes": 1,
@@ -163,11 +165,11 @@ def _trainer(trainer: Recipe, ranks: Ranks) -> Recipe:
     if isinstance(trainer["strategy"], dict) and "replicate" in trainer["strategy"].get("init_args", {}):
         inside = trainer["strategy"]["init_args"] | {"replicate": ranks.copies}
         made["strategy"] = trainer["strategy"] | {"init_args": inside}
-    made["callbacks"] = [_callback(callback) for callback in trainer["callbacks"] or []]
+    made["callbacks"] = [_callback(callback, on_gpus) for callback in trainer["callbacks"] or []]
     return made
 
 
-def _callback(callback: Recipe) -> Recipe:
+def _callback(callback: Recipe, on_gpus: bool) -> Recipe:
     """A callback that acts often, on few small pictures."""
     name, known = callback["class_path"].rpartition(".")[2], callback.get("init_args") or {}
     found = known | (callback.get("dict_kwargs") or {})
@@ -180,7 +182,8 @@ def _callback(callback: Recipe) -> Recipe:
         made["prompt_sets"] = {which: prompts[:2] for which, prompts in found["prompt_sets"].items()}
     if not str(found.get("pretrained", PREFIX)).startswith(PREFIX):
         made["pretrained"] = PREFIX + ("siglip" if "SigLIP" in name else "clip")
-    made |= {key: value for key, value in {"size": None, "device": "cpu"}.items() if key in found}
+    here = {"size": None} if on_gpus else {"size": None, "device": "cpu"}
+    made |= {key: value for key, value in here.items() if key in found}
     made |= {"steps": 2, "batch_size": 2} if draws else {}
     more = (callback.get("dict_kwargs") or {}) | {key: value for key, value in made.items() if key not in known}
     inside = known | {key: value for key, value in made.items() if key in known}
