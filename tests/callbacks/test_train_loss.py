@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
@@ -81,3 +82,19 @@ def test_a_bin_without_samples_is_not_logged_and_a_bad_loss_spoils_its_own_bin()
     assert counts == [3, 0, 1]
     assert losses[:2] == [9, 0]
     assert losses[2] != losses[2]
+
+
+def test_saving_between_two_logs_leaves_the_sums_as_they_were() -> None:
+    callback, checkpoint, trainer = TrainLoss(), {}, Mock(spec=Trainer)
+    trainer.strategy.root_device = torch.device("cpu")
+    trainer.strategy.reduce = lambda tensor, reduce_op: tensor.mul_(2)  # two ranks alike, in place as Lightning does
+    callback.add(torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.9]))
+    before = callback.sums.clone()
+    callback.on_save_checkpoint(trainer, Mock(spec=LightningModule), checkpoint)
+    assert torch.equal(callback.sums, before)
+    assert checkpoint[NAME] == (2 * before).tolist()
+
+
+def test_a_training_step_of_one_s_own_is_told_what_it_must_give() -> None:
+    with pytest.raises(ValueError, match=r"must give loss, losses \(b\) and times \(b\) in a dict"):
+        TrainLoss().on_train_batch_end(Mock(spec=Trainer), Mock(spec=LightningModule), {"loss": torch.tensor(1.0)})

@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig
 
 from experiments.mini_clip import make_tokenizer
 from lidit.models.clip import FrozenCLIPText
+from lidit.models.contracts import is_caption, longest_caption
 
 POSITIONS = 12
 
@@ -59,3 +60,9 @@ def test_its_bytes_are_known_without_its_weights(tower: Path) -> None:
     clip = FrozenCLIPText(str(tower), max_tokens=POSITIONS - 2)
     assert clip.nbytes == sum(p.nbytes for p in CLIPTextModel.from_pretrained(tower).parameters())
     assert not clip.loaded
+
+
+def test_the_longest_caption_counts_what_the_mask_counts(tower: Path) -> None:
+    features = FrozenCLIPText(str(tower), max_tokens=POSITIONS - 2)(["a red circle", "a square"])
+    _, mask, start = features
+    assert longest_caption(features) == is_caption(mask, start).sum(1).max() > 4  # padding is read, too

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 from torch.multiprocessing import ProcessRaisedException
+
+from lidit.models.layers import PreciseLinear
+from lidit.parallel import precise
 
 pytestmark = pytest.mark.slow
 
@@ -125,3 +129,12 @@ def test_copies_that_do_not_divide_the_ranks_are_refused(recipe: Callable[..., P
     three = {"class_path": "lidit.strategy.Sharded", "init_args": {"replicate": 3}}
     with pytest.raises(ProcessRaisedException, match="replicate is 3, which does not divide the 2 ranks"):
         fit(recipe("three", trainer__strategy=three), 2)
+
+
+def test_the_norms_of_a_frozen_llm_are_not_gathered_in_float32() -> None:
+    frozen = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)).bfloat16()
+    trained = nn.Sequential(
+        nn.LayerNorm(4), nn.Linear(4, 4), PreciseLinear(4, 4), nn.LayerNorm(4, elementwise_affine=False)
+    )
+    assert precise(frozen) == []
+    assert precise(trained) == [trained[0], trained[2]]
