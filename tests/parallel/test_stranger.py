@@ -112,7 +112,7 @@ def test_parts_of_ones_own_go_through_every_verb(
     assert list(ended["losses"]) == [5, 6]
 
     assert main(["plan", "--config", str(resumed), "--pixels", "32", "--gpus", "[1]"]) == 0
-    assert "GFLOP an image" in capsys.readouterr().out
+    assert "TFLOP an image" in capsys.readouterr().out
 
     checkpoint, picture = str(tmp_path / "run/checkpoints/step-00000006.ckpt"), tmp_path / "out.png"
     drawing = ["sample", "a red circle", "--out", str(picture), "--size", "32x32", "--steps", "2"]
