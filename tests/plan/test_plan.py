@@ -272,6 +272,7 @@ def test_a_frozen_unet_is_counted_beside_what_is_trained() -> None:
     assert found.flops > 0
 
 
+@pytest.mark.slow
 def test_a_frozen_unet_that_nobody_has_read_is_planned(no_hub: None, capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", "--config", str(CONFIGS / "llmdiff_sd15.yaml"), "--pixels", "256"]) == 0
     said = capsys.readouterr().out
