@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+import lidit
 from lidit.data.datamodule import Batch
 from lidit.models.prompt_encoder import FeatureNorm
 
 EMA, GUARD = ({"class_path": f"lidit.callbacks.{name}"} for name in ("ema.EMA", "guard.Guard"))
 SPEED = {"class_path": "lidit.callbacks.throughput.Throughput"}
-ASKING = ("/lidit/", "/lightning/", "/transformers/", "/diffusers/", "/torch/optim/")  # parts of paths
+PACKAGE = f"{Path(lidit.__file__).parent}/"  # its whole path: a clone's folder is called lidit, too
+ASKING = (PACKAGE, "/lightning/", "/transformers/", "/diffusers/", "/torch/optim/")  # parts of paths
 READS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique")
 
 
