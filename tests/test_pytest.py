@@ -62,5 +62,5 @@ def test_an_empty_choice_of_marks_is_every_test(few: Path) -> None:
 
 def test_all_tests_are_shared_among_processes_and_a_file_is_not(few: Path) -> None:
     if len(os.sched_getaffinity(0)) > 1:
-        assert "[gw0]" in said(few)
-    assert "[gw0]" not in said(few, "tests/test_few.py")
+        assert "[gw" in said(few)  # whichever is ready first takes the file
+    assert "[gw" not in said(few, "tests/test_few.py")
