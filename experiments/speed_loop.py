@@ -25,7 +25,7 @@ from data_prep.shard import shard
 from experiments.cards import versions
 from experiments.speed_data import machine
 from lidit import fit
-from lidit.optimizers import adamw, muon
+from lidit.training.optimizers import adamw, muon
 
 TO_REACH = 0.05  # the overhead to reach, as a share of the bare step
 

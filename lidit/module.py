@@ -30,9 +30,9 @@ from lidit.models.contracts import (
 )
 from lidit.models.llm import FrozenLLM
 from lidit.models.vae import FrozenVAE
-from lidit.optimizers import adamw, muon
 from lidit.parallel import Parallel, agree_on_statistics, load_in_turn, share_llms
-from lidit.train_loss import TrainLoss
+from lidit.training.optimizers import adamw, muon
+from lidit.training.train_loss import TrainLoss
 
 
 def freeze(model: nn.Module, trained: list[str] | None) -> None:
@@ -65,7 +65,7 @@ class TextToImage(LightningModule):
         weight_decay: weight decay of matrices; vectors have none. UNSTATED: the paper does not say which weights decay.
         betas: AdamW's betas. UNSTATED: the paper gives none.
         optimizer: adamw, as in the paper, or muon for the matrices that modules name by a method `hidden_matrices`; see
-            `lidit/optimizers.py`.
+            `lidit/training/optimizers.py`.
         trained: the weights to train, by parts of their names, such as prompt_encoder; null trains all.
         warmup_steps: number of steps over which the learning rate rises linearly.
         cosine: after the warm-up, let the learning rate decay to zero at trainer.max_steps; False keeps the

@@ -10,7 +10,7 @@ from torch import nn
 
 from lidit.models.layers import Attention
 from lidit.models.lidit import LIDiT
-from lidit.optimizers import Muon, adamw, hidden_matrices, muon, orthogonal, owners
+from lidit.training.optimizers import Muon, adamw, hidden_matrices, muon, orthogonal, owners
 
 
 class Hidden(nn.Linear):

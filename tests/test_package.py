@@ -71,3 +71,7 @@ def test_the_citation_names_the_version_that_is_installed() -> None:
 def test_the_version_is_printed_without_importing_torch(argument: str) -> None:
     code = f"import sys; from lidit.cli import main; main([{argument!r}]); assert 'torch' not in sys.modules"
     assert python(code, ROOT) == f"lidit {lidit.__version__}\n"
+
+
+def test_the_hall_has_few_doors() -> None:
+    assert len(list((ROOT / "lidit").glob("*.py"))) <= 25

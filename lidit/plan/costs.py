@@ -17,13 +17,13 @@ from lidit.callbacks.ema import EMA
 from lidit.data.cache import has_features, has_latents
 from lidit.models.vae import FrozenVAE
 from lidit.module import TextToImage, freeze
-from lidit.optimizers import hidden_matrices
 from lidit.parallel import choose, precise, units
 from lidit.plan.activations import saved_by_recomputing
 from lidit.plan.encoding import Encoding, encoding, noise
 from lidit.plan.memory import CACHE, GB, Part, Plan
 from lidit.plan.operations import FORWARD_AND_BACKWARD, DryRun, Operations, Read, Reading, Sizes
 from lidit.strategy import NAME, Sharded, to_do_without
+from lidit.training.optimizers import hidden_matrices
 
 
 @dataclass(frozen=True)

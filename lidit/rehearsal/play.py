@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 PRELOADED = ["lidit.fit", "lidit.sample", "lidit.export", "lidit.plan.plan", "lidit.callbacks.scores"]
+GRACE = 2.0  # seconds that the ranks have to say what they know when one has failed
 DUMP = signal.SIGQUIT  # a process that gets it writes the stacks of its threads to its log
 FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
 TOLD = re.compile(r"^lidit: error: (.*)$|^(\w+(?:\.\w+)*(?:Error|Exception|Interrupt).*)$")
@@ -76,13 +77,12 @@ class Player:
         """Whether all processes end in time; where one fails, the others get few seconds more."""
         limit = time.monotonic() + self.timeout
         while any(process.is_alive() for process in processes):
-            time.sleep(0.05)
             if any(process.exitcode not in (None, expected) for process in processes):
-                limit = min(limit, time.monotonic() + 5)
-                if time.monotonic() >= limit - 0.1:
-                    return True
+                time.sleep(GRACE)
+                return True
             if time.monotonic() >= limit:
-                return any(process.exitcode not in (None, expected) for process in processes)
+                return False
+            time.sleep(0.05)
         return True
 
 

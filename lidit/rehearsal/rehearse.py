@@ -24,8 +24,9 @@ from lidit.plan.costs import loaded
 from lidit.plan.memory import GB
 from lidit.rehearsal.data import known_sizes, served, with_drawn_data
 from lidit.rehearsal.play import Failed, Player
+from lidit.rehearsal.shared import FAILED, PASSED, Play, Verdict, timed
 from lidit.rehearsal.small import changes, check_room, ranks_of, shapes, small
-from lidit.rehearsal.stages import FAILED, PASSED, Play, Verdict, played, timed
+from lidit.rehearsal.stages import played
 
 DISK, MEMORY = 1e9, 1.5e9  # bytes: of all that is written; of a process
 LARGE = 20e6  # parameters of a small model at most

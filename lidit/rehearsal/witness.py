@@ -60,6 +60,12 @@ def notes(folder: Path) -> list[list[dict[str, Any]]]:
 
 
 def losses(folder: Path) -> list[float]:
-    """The mean loss over the ranks of each batch."""
+    """The mean loss over the ranks of each batch, up to the last batch that all of them noted."""
     each = [[note["loss"] for note in rank if note["what"] == BATCH] for rank in notes(folder)]
-    return [sum(batch) / len(batch) for batch in zip(*each, strict=False)]  # a rank may fail earlier
+    together = min(batches(folder), default=0)
+    return [sum(rank[i] for rank in each) / len(each) for i in range(together)]
+
+
+def batches(folder: Path) -> list[int]:
+    """How many batches each rank noted; unequal where one of them failed earlier than the others."""
+    return [sum(note["what"] == BATCH for note in rank) for rank in notes(folder)]

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
-from lidit.train_loss import BINS, NAME, TrainLoss
+from lidit.training.train_loss import BINS, NAME, TrainLoss
 
 
 class Told(Checkpoint):  # which Lightning calls last

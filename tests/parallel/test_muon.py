@@ -11,7 +11,7 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from lidit.optimizers import Exchange, Muon, local, orthogonal_shares
+from lidit.training.optimizers import Exchange, Muon, local, orthogonal_shares
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -76,4 +75,3 @@ def test_the_last_error_of_a_log_has_the_line_of_our_own_code() -> None:
     ]
     assert last_error(lines) == (lines[-1], " at net.py:12")
     assert last_error(["all is well"]) == ("", "")
-    assert signal.SIGQUIT
